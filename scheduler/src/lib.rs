@@ -1,0 +1,3 @@
+//! Continuous batching on integers: sequences, paged KV blocks, prefix reuse, sampling.
+
+pub mod request;
