@@ -22,6 +22,8 @@ macro_rules! plain {
     )* };
 }
 plain!(u8, i8, u16, i16, u32, i32, u64, i64, usize, f32, half::f16, half::bf16);
+// SAFETY: an array of plain data is plain data.
+unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
 
 /// A fixed-length, zero-initialised array aligned to 64 bytes (2 MiB when large, with huge pages asked for).
 pub struct AlignedVec<T: Plain> {

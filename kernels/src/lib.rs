@@ -7,6 +7,10 @@
 //! call, on the tile it falls into or on the number of threads.
 #![allow(unsafe_code, reason = "the one crate whose job is intrinsics and disjoint writes from several threads")]
 
+pub mod activations;
 pub mod aligned;
 pub mod isa;
+pub mod matmul;
 pub mod pool;
+pub mod quant;
+mod shared;

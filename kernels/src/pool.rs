@@ -49,10 +49,11 @@ impl Pool {
     /// A pool of `num_threads` threads, the caller included; `num_threads - 1` are spawned.
     ///
     /// # Panics
-    /// When `num_threads` is 0 or the system refuses a thread.
+    /// When `num_threads` is 0 or above [`MAX_THREADS`], or the system refuses a thread.
     #[must_use]
     pub fn new(num_threads: usize) -> Self {
         assert!(num_threads > 0, "a pool needs the caller's thread at least");
+        assert!(num_threads <= MAX_THREADS, "a pool has at most {MAX_THREADS} threads, not {num_threads}");
         let shared = Arc::new(Shared {
             epoch: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
@@ -117,17 +118,24 @@ impl Pool {
     /// # Panics
     /// As [`Pool::run`]; also when `grain` is 0.
     pub fn for_each(&self, num_items: usize, grain: usize, work: impl Fn(Range<usize>) + Sync) {
+        self.for_each_on(num_items, grain, |_thread_idx, range| work(range));
+    }
+
+    /// As [`Pool::for_each`]; `work` also gets the index of the thread it runs on, for scratch memory.
+    ///
+    /// # Panics
+    /// As [`Pool::for_each`].
+    pub fn for_each_on(&self, num_items: usize, grain: usize, work: impl Fn(usize, Range<usize>) + Sync) {
         assert!(grain > 0, "a grain is at least one item");
         let num_grains = num_items.div_ceil(grain);
         let num_threads = self.num_threads();
         if num_threads == 1 || num_grains <= 1 {
             for start in (0..num_items).step_by(grain) {
-                work(start..num_items.min(start + grain));
+                work(0, start..num_items.min(start + grain));
             }
             return;
         }
         let share = |thread_idx: usize| thread_idx * num_grains / num_threads;
-        assert!(num_threads <= MAX_THREADS, "a pool has at most {MAX_THREADS} threads");
         let cursors: [Cursor; MAX_THREADS] =
             std::array::from_fn(|i| Cursor(AtomicUsize::new(share(i.min(num_threads)))));
         self.run(|thread_idx| {
@@ -139,7 +147,7 @@ impl Pool {
                         break;
                     }
                     let start = grain_idx * grain;
-                    work(start..num_items.min(start + grain));
+                    work(thread_idx, start..num_items.min(start + grain));
                 }
             }
         });

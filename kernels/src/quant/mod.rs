@@ -1,0 +1,273 @@
+//! Weight formats as they lie in files: one file per format, one row in [`FORMATS`].
+//!
+//! Blocks are what ggml's reference implementation makes of the same numbers, bit for bit. Used by the loaders, and by
+//! [`crate::matmul`] to pack matrices for the kernels.
+
+use std::ops::Range;
+
+use crate::matmul::Layout;
+
+mod bfloat16;
+mod float16;
+mod float32;
+mod q4_0;
+mod q8_0;
+
+pub(crate) use q4_0::BLOCK_BYTES as Q4_0_BLOCK_BYTES;
+pub(crate) use q8_0::BLOCK_BYTES as Q8_0_BLOCK_BYTES;
+
+/// How numbers of a matrix are stored in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// IEEE single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper half of a single.
+    BF16,
+    /// Blocks of 32: an f16 scale and 32 signed bytes.
+    Q8_0,
+    /// Blocks of 32: an f16 scale and 32 values of 4 bits, stored with 8 added.
+    Q4_0,
+}
+
+/// What is known of a [`Format`].
+#[derive(Debug)]
+pub struct FormatInfo {
+    /// The format that this row describes.
+    pub format: Format,
+    /// Its name in GGUF, logs and `inspect`.
+    pub name: &'static str,
+    /// Its `ggml_type` number in GGUF files.
+    pub gguf_type: u32,
+    /// Values in a block.
+    pub block_len: usize,
+    /// Bytes of a block.
+    pub block_bytes: usize,
+    /// The layout that keeps its values exactly, in about as many bytes.
+    pub native_layout: Layout,
+    /// Whole blocks to as many values.
+    dequantize: fn(&[u8], &mut [f32]),
+    /// Whole blocks of values to bytes.
+    quantize: fn(&[f32], &mut [u8]),
+}
+
+/// Every format that can be read. A new one is a file beside this one and a row here.
+pub const FORMATS: &[FormatInfo] = &[float32::INFO, float16::INFO, bfloat16::INFO, q8_0::INFO, q4_0::INFO];
+
+impl Format {
+    /// Its row of [`FORMATS`].
+    #[must_use]
+    pub fn info(self) -> &'static FormatInfo {
+        FORMATS.iter().find(|info| info.format == self).expect("every format has a row")
+    }
+
+    /// The format with this `ggml_type` number, if it is one that can be read.
+    #[must_use]
+    pub fn from_gguf_type(gguf_type: u32) -> Option<Format> {
+        FORMATS.iter().find(|info| info.gguf_type == gguf_type).map(|info| info.format)
+    }
+
+    /// Bytes of a row of `cols` values; `None` if `cols` is not a multiple of the block length, or too large.
+    #[must_use]
+    pub fn row_bytes(self, cols: usize) -> Option<usize> {
+        let info = self.info();
+        if !cols.is_multiple_of(info.block_len) {
+            return None;
+        }
+        (cols / info.block_len).checked_mul(info.block_bytes)
+    }
+}
+
+/// Why bytes are no matrix.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum QuantError {
+    /// A row does not consist of whole blocks.
+    #[error("a {name} row of {cols} values is not a multiple of {block_len}; use another format for this tensor", name = .format.info().name, block_len = .format.info().block_len)]
+    Cols {
+        /// The format asked for.
+        format: Format,
+        /// Values in a row.
+        cols: usize,
+    },
+    /// The bytes are more or fewer than the shape needs.
+    #[error("a {name} matrix of {rows} x {cols} has {found} bytes instead of {expected:?}; the file is damaged", name = .format.info().name)]
+    Bytes {
+        /// The format asked for.
+        format: Format,
+        /// Rows of the matrix.
+        rows: usize,
+        /// Values in a row.
+        cols: usize,
+        /// Bytes given.
+        found: usize,
+        /// Bytes needed, `None` if more than can be addressed.
+        expected: Option<usize>,
+    },
+}
+
+/// A matrix in a file: `[rows, cols]`, row by row, borrowed and of any alignment.
+#[derive(Clone, Copy, Debug)]
+pub struct QuantMatrix<'a> {
+    format: Format,
+    rows: usize,
+    cols: usize,
+    row_bytes: usize,
+    data: &'a [u8],
+}
+
+impl<'a> QuantMatrix<'a> {
+    /// The matrix whose blocks are `data`.
+    ///
+    /// # Errors
+    /// When rows are not whole blocks, or `data` has another length than the shape says.
+    pub fn new(format: Format, rows: usize, cols: usize, data: &'a [u8]) -> Result<Self, QuantError> {
+        let row_bytes = format.row_bytes(cols).ok_or(QuantError::Cols { format, cols })?;
+        let expected = row_bytes.checked_mul(rows);
+        if expected != Some(data.len()) {
+            return Err(QuantError::Bytes { format, rows, cols, found: data.len(), expected });
+        }
+        Ok(Self { format, rows, cols, row_bytes, data })
+    }
+
+    /// Rows, which are output channels of a layer.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Values in a row.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// How the values are stored.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The blocks of one row.
+    ///
+    /// # Panics
+    /// When there is no such row.
+    #[must_use]
+    pub fn row(&self, row: usize) -> &'a [u8] {
+        assert!(row < self.rows, "row {row} of a matrix of {} rows", self.rows);
+        &self.data[row * self.row_bytes..][..self.row_bytes]
+    }
+
+    /// The values of one row, `out` being `[cols]`.
+    ///
+    /// # Panics
+    /// When there is no such row or `out` has another length.
+    pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
+        assert_eq!(out.len(), self.cols, "a row has {} values", self.cols);
+        (self.format.info().dequantize)(self.row(row), out);
+    }
+
+    /// The rows `range` as a matrix.
+    ///
+    /// # Panics
+    /// When the range leaves the matrix.
+    #[must_use]
+    pub fn slice_rows(&self, range: Range<usize>) -> QuantMatrix<'a> {
+        assert!(range.start <= range.end && range.end <= self.rows, "rows {range:?} of {}", self.rows);
+        let data = &self.data[range.start * self.row_bytes..range.end * self.row_bytes];
+        QuantMatrix { rows: range.len(), data, ..*self }
+    }
+}
+
+/// Stores whole blocks of values as `format`.
+///
+/// # Panics
+/// When `src` is not whole blocks, or `out` has another length than they need.
+pub fn quantize_row(format: Format, src: &[f32], out: &mut [u8]) {
+    assert_eq!(Some(out.len()), format.row_bytes(src.len()), "{format:?} row of {} values", src.len());
+    (format.info().quantize)(src, out);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    fn golden(name: &str) -> Option<Vec<u8>> {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/golden/quants").join(name);
+        std::fs::read(path).ok()
+    }
+
+    fn floats(bytes: &[u8]) -> Vec<f32> {
+        bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    }
+
+    #[test]
+    fn blocks_and_values_are_those_of_ggml() {
+        for info in FORMATS {
+            for (rows, cols) in [(6, 512), (3, 256)] {
+                let name = format!("{}_{rows}x{cols}", info.name.to_lowercase());
+                let (Some(blocks), Some(values)) = (golden(&format!("{name}.blocks")), golden(&format!("{name}.f32")))
+                else {
+                    continue;
+                };
+                let matrix = QuantMatrix::new(info.format, rows, cols, &blocks).unwrap();
+                let mut row = vec![0.0; cols];
+                for (r, expected) in floats(&values).chunks(cols).enumerate() {
+                    matrix.dequantize_row(r, &mut row);
+                    assert_eq!(row, expected, "{name} row {r}");
+                }
+                let src = floats(&golden(&format!("{name}.src.f32")).unwrap());
+                let mut quantized = vec![0; blocks.len()];
+                quantize_row(info.format, &src, &mut quantized);
+                assert!(quantized == blocks, "{name}: quantized blocks differ");
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_shapes_are_refused() {
+        assert_eq!(
+            QuantMatrix::new(Format::Q8_0, 1, 33, &[]).unwrap_err(),
+            QuantError::Cols { format: Format::Q8_0, cols: 33 }
+        );
+        let error = QuantMatrix::new(Format::Q4_0, 2, 32, &[0; 35]).unwrap_err();
+        assert_eq!(error.to_string(), "a Q4_0 matrix of 2 x 32 has 35 bytes instead of Some(36); the file is damaged");
+        assert!(QuantMatrix::new(Format::F32, usize::MAX / 2, 64, &[]).is_err());
+        assert!(QuantMatrix::new(Format::F32, 0, 64, &[]).is_ok());
+    }
+
+    #[test]
+    fn every_gguf_type_is_found_again_and_row_bytes_fit() {
+        for info in FORMATS {
+            assert_eq!(Format::from_gguf_type(info.gguf_type), Some(info.format));
+            assert_eq!(info.format.info().name, info.name);
+            assert_eq!(info.format.row_bytes(64), Some(64 / info.block_len * info.block_bytes));
+            assert_eq!(info.native_layout.native_format(), info.format);
+        }
+        assert_eq!(Format::from_gguf_type(u32::MAX), None);
+    }
+
+    #[test]
+    fn rows_can_be_sliced() {
+        let data: Vec<u8> = (0..6u8).flat_map(|v| f32::from(v).to_le_bytes()).collect();
+        let matrix = QuantMatrix::new(Format::F32, 3, 2, &data).unwrap().slice_rows(1..3);
+        let mut row = [0.0; 2];
+        matrix.dequantize_row(1, &mut row);
+        assert_eq!((matrix.rows(), row), (2, [4.0, 5.0]));
+    }
+
+    #[test]
+    fn zero_subnormal_and_extreme_blocks_quantize_to_finite_values() {
+        for format in [Format::Q8_0, Format::Q4_0] {
+            for value in [0.0, -0.0, f32::MIN_POSITIVE, 1e-40, -1e-45, 65504.0 * 7.0] {
+                let mut bytes = vec![0; format.row_bytes(32).unwrap()];
+                quantize_row(format, &[value; 32], &mut bytes);
+                let mut row = [f32::NAN; 32];
+                QuantMatrix::new(format, 1, 32, &bytes).unwrap().dequantize_row(0, &mut row);
+                let tolerance = value.abs() * 0.01 + 1e-6;
+                assert!(row.iter().all(|x| (x - value).abs() <= tolerance), "{format:?} {value}: {row:?}");
+            }
+        }
+    }
+}
