@@ -1,0 +1,174 @@
+//! Weight files: find a tensor by name, get its bytes, shape and format.
+//!
+//! [`Weights`] is what the loader sees; `gguf` and `safetensors` read the two forms that models come in. Both check a
+//! file completely when it is opened, so a tensor that is handed out always lies inside its file.
+
+pub mod gguf;
+pub mod gguf_metadata;
+pub mod mmap;
+pub mod safetensors;
+pub mod shape;
+
+use std::ops::Range;
+use std::path::Path;
+
+use tokenmill_kernels::quant::{FORMATS, Format, QuantMatrix};
+
+use self::gguf::Gguf;
+use self::mmap::MappedFile;
+use self::safetensors::Safetensors;
+use self::shape::Shape;
+use crate::error::LoadError;
+
+/// The tensors of a model, whatever file they are in.
+#[derive(Debug)]
+pub enum Weights {
+    /// One GGUF file.
+    Gguf(Gguf),
+    /// A Hugging Face folder.
+    Folder(Safetensors),
+}
+
+/// A tensor whose type some kernel can read.
+#[derive(Clone, Debug)]
+pub struct Tensor<'a> {
+    /// Outermost dimension first.
+    pub shape: Shape,
+    /// How `bytes` are to be read.
+    pub format: Format,
+    file: &'a MappedFile,
+    data: Range<usize>,
+}
+
+impl Tensor<'_> {
+    /// The tensor's bytes, row-major, at any alignment.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.file.bytes()[self.data.clone()]
+    }
+
+    /// Lets go of the pages that hold the bytes, once they have been copied. See [`MappedFile::release`].
+    pub fn release(&self) {
+        self.file.release(self.data.clone());
+    }
+}
+
+/// A stored tensor as `inspect` lists it.
+#[derive(Clone, Debug)]
+pub struct TensorSummary<'a> {
+    /// The name in the file.
+    pub name: &'a str,
+    /// The type as the file calls it.
+    pub type_name: &'static str,
+    /// Whether a kernel can read the type.
+    pub is_supported: bool,
+    /// Number of weights.
+    pub num_elements: u64,
+    /// Bytes in the file.
+    pub size_bytes: u64,
+}
+
+impl Weights {
+    /// Opens the weights at `path`: a GGUF file or a folder with safetensors.
+    ///
+    /// # Errors
+    /// As [`Gguf::open`] and [`Safetensors::open`].
+    pub fn open(path: &Path) -> Result<Self, LoadError> {
+        if path.is_dir() { Safetensors::open(path).map(Self::Folder) } else { Gguf::open(path).map(Self::Gguf) }
+    }
+
+    /// Whether there is a tensor called `name`.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        match self {
+            Self::Gguf(gguf) => gguf.tensor(name).is_some(),
+            Self::Folder(folder) => folder.tensor(name).is_some(),
+        }
+    }
+
+    /// Dimensions of the tensor called `name`, also of one whose type nobody can read.
+    #[must_use]
+    pub fn shape(&self, name: &str) -> Option<Shape> {
+        match self {
+            Self::Gguf(gguf) => gguf.tensor(name).map(|tensor| tensor.shape),
+            Self::Folder(folder) => folder.tensor(name).map(|tensor| tensor.shape),
+        }
+    }
+
+    /// The tensor called `name`.
+    ///
+    /// # Errors
+    /// [`LoadError::Tensor`] when it is missing, [`LoadError::Unsupported`] when no kernel can read its type.
+    pub fn tensor(&self, name: &str) -> Result<Tensor<'_>, LoadError> {
+        let (shape, format, type_name, file, data) = match self {
+            Self::Gguf(gguf) => gguf.tensor(name).map(|t| (t.shape, t.format, t.type_name, gguf.file(), &t.data)),
+            Self::Folder(folder) => {
+                folder.tensor(name).map(|t| (t.shape, t.format, t.type_name, folder.file(t), &t.data))
+            }
+        }
+        .ok_or_else(|| LoadError::tensor(name, "is missing from the file"))?;
+        let format = format.ok_or_else(|| {
+            let known: Vec<&str> = FORMATS.iter().map(|info| info.name).collect();
+            LoadError::Unsupported(format!(
+                "tensor '{name}' is of type {type_name}; use weights in {}",
+                known.join(", ")
+            ))
+        })?;
+        Ok(Tensor { shape, format, file, data: data.clone() })
+    }
+
+    /// The matrix called `name`, `[rows, cols]`.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`], and [`LoadError::Tensor`] when its shape is another.
+    pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Tensor<'_>, LoadError> {
+        let tensor = self.tensor(name)?;
+        if tensor.shape.dims() != [rows as u64, cols as u64] {
+            let reason = format!("has shape {}, expected [{rows}, {cols}]", tensor.shape);
+            return Err(LoadError::tensor(name, reason));
+        }
+        Ok(tensor)
+    }
+
+    /// The vector called `name`, `[len]`, as f32.
+    ///
+    /// # Errors
+    /// As [`Weights::matrix`].
+    pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
+        let tensor = self.tensor(name)?;
+        if tensor.shape.dims() != [len as u64] {
+            return Err(LoadError::tensor(name, format!("has shape {}, expected [{len}]", tensor.shape)));
+        }
+        let row = QuantMatrix::new(tensor.format, 1, len, tensor.bytes())
+            .map_err(|error| LoadError::tensor(name, error.to_string()))?;
+        let mut values = vec![0.0; len];
+        row.dequantize_row(0, &mut values);
+        Ok(values)
+    }
+
+    /// Every tensor, in order of name.
+    #[must_use]
+    pub fn summaries(&self) -> Vec<TensorSummary<'_>> {
+        match self {
+            Self::Gguf(gguf) => {
+                let each = gguf.tensors().map(|(name, t)| summary(name, t.type_name, t.format, t.shape, t.data.len()));
+                each.collect()
+            }
+            Self::Folder(folder) => {
+                let each = folder.tensors().map(|t| summary(&t.name, t.type_name, t.format, t.shape, t.data.len()));
+                each.collect()
+            }
+        }
+    }
+}
+
+fn summary<'a>(
+    name: &'a str,
+    type_name: &'static str,
+    format: Option<Format>,
+    shape: Shape,
+    size_bytes: usize,
+) -> TensorSummary<'a> {
+    let num_elements = shape.num_elements().expect("checked when the file was opened");
+    TensorSummary { name, type_name, is_supported: format.is_some(), num_elements, size_bytes: size_bytes as u64 }
+}
