@@ -1,1 +1,16 @@
-//! skeleton
+//! The gateway of Tokenmill: HTTP and text on this side, token ids on the engine's.
+//!
+//! Read from the top: [`server`] accepts connections, [`router`] finds the route in [`api::ROUTES`], the handler in [`api`]
+//! answers, by itself or through an event stream ([`sse`]).
+
+pub mod api;
+pub mod app;
+pub mod auth;
+pub mod body;
+pub mod config;
+pub mod disconnect;
+pub mod error;
+pub mod metrics;
+pub mod router;
+pub mod sse;
+pub mod trace;

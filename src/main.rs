@@ -1,2 +1,2 @@
-//! skeleton
+//! The command line.
 fn main() {}

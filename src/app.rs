@@ -1,0 +1,179 @@
+//! What all handlers share, and the stage of life the server is in.
+
+use crate::auth::ApiKeys;
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::sse::SseOptions;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// What handlers share; one per server.
+pub struct App {
+    /// The settings, validated.
+    pub config: Config,
+    /// What `/metrics` shows.
+    pub metrics: Metrics,
+    /// Who may ask.
+    pub keys: ApiKeys,
+    /// Loading, ready, draining.
+    pub lifecycle: Lifecycle,
+    /// When the server started.
+    pub started_at: Instant,
+    /// The same in seconds since 1970, for `created` of models.
+    pub started_at_unix_s: u64,
+}
+
+impl App {
+    /// An app that is still loading; `keys` are those of the settings.
+    pub fn new(config: Config, keys: ApiKeys) -> Arc<Self> {
+        Arc::new(Self {
+            config,
+            metrics: Metrics::new(),
+            keys,
+            lifecycle: Lifecycle::default(),
+            started_at: Instant::now(),
+            started_at_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        })
+    }
+
+    /// How event streams of this server behave.
+    pub fn sse_options(&self) -> SseOptions {
+        SseOptions {
+            stall: self.config.server.stall_timeout.get(),
+            keep_alive: self.config.server.sse_keep_alive.get(),
+            cut: self.lifecycle.cut.clone(),
+        }
+    }
+}
+
+/// Where the server is in its life; it only moves forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// The model is being loaded.
+    Loading,
+    /// Everything is served.
+    Ready,
+    /// What runs is finished, nothing new is taken.
+    Draining,
+}
+
+/// The server's stage of life, and what is still running.
+#[derive(Debug, Default)]
+pub struct Lifecycle {
+    stage: AtomicU8,
+    engine_dead: AtomicBool,
+    in_flight: AtomicUsize,
+    idle: Notify,
+    draining: CancellationToken,
+    cut: CancellationToken,
+}
+
+impl Lifecycle {
+    /// The stage.
+    pub fn stage(&self) -> Stage {
+        match self.stage.load(Ordering::Acquire) {
+            0 => Stage::Loading,
+            1 => Stage::Ready,
+            _ => Stage::Draining,
+        }
+    }
+
+    /// The model is loaded. Nothing happens while draining.
+    pub fn set_ready(&self) {
+        self.stage.fetch_max(1, Ordering::AcqRel);
+    }
+
+    /// Takes nothing new from now on.
+    pub fn start_draining(&self) {
+        self.stage.fetch_max(2, Ordering::AcqRel);
+        self.draining.cancel();
+    }
+
+    /// Resolves when draining starts.
+    pub async fn draining(&self) {
+        self.draining.cancelled().await;
+    }
+
+    /// The drain has run out of time: streams end with an error event, other requests with 503.
+    pub fn cut_short(&self) {
+        self.cut.cancel();
+    }
+
+    /// Resolves when the drain has run out of time.
+    pub async fn cut(&self) {
+        self.cut.cancelled().await;
+    }
+
+    /// The engine has died: `/health` and `/readyz` say so, and the process should be replaced.
+    pub fn set_engine_dead(&self) {
+        self.engine_dead.store(true, Ordering::Release);
+    }
+
+    /// Whether the engine has died.
+    pub fn is_engine_dead(&self) -> bool {
+        self.engine_dead.load(Ordering::Acquire)
+    }
+
+    /// Requests whose response has not been written to its end.
+    pub fn num_in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Acquire)
+    }
+
+    /// Resolves when nothing is in flight.
+    pub async fn idle(&self) {
+        loop {
+            // Registered before the count is read, so that no wake-up is lost in between.
+            let mut waiting = std::pin::pin!(self.idle.notified());
+            waiting.as_mut().enable();
+            if self.num_in_flight() == 0 {
+                return;
+            }
+            waiting.await;
+        }
+    }
+
+    pub(crate) fn enter(&self) {
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn leave(&self) {
+        if self.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.idle.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_only_move_forward() {
+        let life = Lifecycle::default();
+        assert_eq!(life.stage(), Stage::Loading);
+        life.start_draining();
+        life.set_ready();
+        assert_eq!(life.stage(), Stage::Draining);
+    }
+
+    #[tokio::test]
+    async fn idle_waits_for_the_last_request() {
+        let life = Arc::new(Lifecycle::default());
+        life.idle().await;
+        life.enter();
+        life.enter();
+        let waiter = tokio::spawn({
+            let life = life.clone();
+            async move { life.idle().await }
+        });
+        tokio::task::yield_now().await;
+        life.leave();
+        tokio::task::yield_now().await;
+        assert!(!waiter.is_finished());
+        life.leave();
+        waiter.await.unwrap();
+    }
+}
