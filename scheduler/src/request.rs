@@ -25,7 +25,7 @@ pub struct SamplingParams {
     pub allowed_token_ids: Vec<TokenId>,
     /// Seed of this sequence's own generator.
     pub seed: u64,
-    /// Output tokens at most, at least 1.
+    /// Output tokens at most; 0 computes the prompt (for its log-probabilities) and chooses nothing.
     pub max_tokens: u32,
     /// No stop token may be chosen before this many output tokens.
     pub min_tokens: u32,
@@ -74,7 +74,7 @@ pub struct TokenLogprobs {
 pub enum FinishReason {
     /// A stop token was chosen (it is the last `Token` event).
     Stop,
-    /// `max_tokens` were produced.
+    /// `max_tokens` were produced, or the model's length is reached.
     Length,
     /// The gateway asked for it.
     Abort,
@@ -86,6 +86,18 @@ pub enum SeqError {
     /// The model runner failed on a step that this sequence was part of.
     #[error("the model failed: {0}")]
     Runner(String),
+    /// The model's logits for this sequence are not numbers.
+    #[error("the model produced logits that are not finite")]
+    NotFinite,
+    /// Bias, allowed tokens and banned stop tokens together leave no token to choose.
+    #[error("logit_bias, allowed_token_ids and min_tokens together forbid every token")]
+    NothingAllowed,
+    /// The request breaks a promise of [`Request`]; the gateway should have refused it.
+    #[error("the request cannot run: {0}")]
+    Invalid(String),
+    /// As many sequences wait as the engine's limits allow.
+    #[error("the engine's queue is full")]
+    QueueFull,
     /// The engine is draining and takes nothing new.
     #[error("the engine is shutting down")]
     Draining,
@@ -127,17 +139,23 @@ pub trait EventSink: Send {
     /// # Errors
     /// [`Disconnected`] when nobody listens any more.
     fn send(&mut self, event: SeqEvent) -> Result<(), Disconnected>;
+
+    /// Whether nobody listens any more, as far as can be told without sending. Asked once per step, so that a sequence
+    /// that waits or computes its prompt is given up as soon as its client has gone.
+    fn is_disconnected(&self) -> bool {
+        false
+    }
 }
 
 /// One sequence to run.
 pub struct Request {
     /// Its identity.
     pub id: SeqId,
-    /// At least one token; `prompt.len() + max_tokens` is within the model's length.
+    /// At least one token, every one below the vocabulary's size, and fewer than the model's length.
     pub prompt: Vec<TokenId>,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
-    /// Prefixes are shared only between requests with the same salt.
+    /// Prefixes are shared only between requests with the same salt (a keyed digest of the tenant).
     pub cache_salt: u64,
     /// Receives the events.
     pub sink: Box<dyn EventSink>,
