@@ -9,7 +9,7 @@ use tokenmill_models::runner::TokenId;
 
 /// Names the tokens from a sequence's start to the end of one block, under one salt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BlockKey(u128);
+pub(crate) struct BlockKey(u128);
 
 impl BlockKey {
     /// A key that stands for nothing yet.
@@ -25,20 +25,20 @@ impl BlockKey {
 
 /// Makes block keys under one secret.
 #[derive(Clone, Copy)]
-pub struct BlockKeyHasher {
+pub(crate) struct BlockKeyHasher {
     secret: [u64; 2],
 }
 
 impl BlockKeyHasher {
     /// `secret` should be random per process, so that keys cannot be predicted.
     #[must_use]
-    pub fn new(secret: [u64; 2]) -> Self {
+    pub(crate) fn new(secret: [u64; 2]) -> Self {
         Self { secret }
     }
 
     /// The key that stands before the first block of every sequence with this salt.
     #[must_use]
-    pub fn root(&self, salt: u64) -> BlockKey {
+    pub(crate) fn root(&self, salt: u64) -> BlockKey {
         let mut state = SipState::new(self.secret);
         state.word(salt);
         BlockKey(state.finish(8, 0))
@@ -46,7 +46,7 @@ impl BlockKeyHasher {
 
     /// The key of a block that holds `tokens` and follows `parent`.
     #[must_use]
-    pub fn child(&self, parent: BlockKey, tokens: &[TokenId]) -> BlockKey {
+    pub(crate) fn child(&self, parent: BlockKey, tokens: &[TokenId]) -> BlockKey {
         let [first, second] = halves(parent.0);
         let mut state = SipState::new(self.secret);
         state.word(first);

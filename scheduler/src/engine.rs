@@ -193,8 +193,9 @@ impl<R: ModelRunner> Engine<R> {
     fn refuse(&mut self, mut request: Request, error: SeqError) {
         debug!(seq = request.id.0, %error, "refused");
         self.scheduler.count_refused();
-        // A client that has gone needs no answer.
-        drop(request.sink.send(SeqEvent::Failed(error)));
+        if request.sink.send(SeqEvent::Failed(error)).is_err() {
+            debug!(seq = request.id.0, "nobody heard of the refusal");
+        }
     }
 
     /// Turns the step's rows of logits into one [`Sampled`] per sequence of the batch.

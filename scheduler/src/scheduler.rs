@@ -68,6 +68,7 @@ pub struct Scheduler {
     /// Oldest first; preempted ones at the front.
     waiting: VecDeque<Box<Sequence>>,
     /// Oldest first.
+    #[expect(clippy::vec_box, reason = "sequences move between the queues, and only their pointers should")]
     running: Vec<Box<Sequence>>,
     /// `[batch.seqs.len()]`, indices into `running`.
     scheduled: Vec<usize>,
@@ -196,6 +197,10 @@ impl Scheduler {
             self.admit(&mut budget);
         }
         self.fill(batch);
+        if batch.seqs.is_empty() {
+            // Everybody who was admitted turned out to be gone, so no commit will follow.
+            self.kv.unpin();
+        }
     }
 
     /// Plans those running sequences that `belongs` selects, oldest first.
