@@ -5,24 +5,30 @@ use half::{bf16, f16};
 use super::job::Kernel;
 use super::scalar;
 use super::units::{LANES, Q4Unit, Q8Unit};
-use crate::isa::Isa;
+#[cfg(target_arch = "x86_64")]
+use super::{avx2_float, avx2_int8, avx512_float, avx512_int8};
+use crate::isa::{Isa, Level};
 
-pub(super) fn q8(_isa: Isa) -> Kernel<Q8Unit> {
-    scalar::q8
+macro_rules! kernels {
+    ($($layout:ident: $unit:ty, $avx2:path, $avx512:path;)+) => { $(
+        pub(super) fn $layout(isa: Isa) -> Kernel<$unit> {
+            match isa.level() {
+                Level::Scalar => scalar::$layout,
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: an `Isa` of this level exists only if the CPU has these features.
+                Level::Avx2 => |job, blocks| unsafe { $avx2(job, blocks) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: an `Isa` of this level exists only if the CPU has these features.
+                Level::Avx512Vnni => |job, blocks| unsafe { $avx512(job, blocks) },
+            }
+        }
+    )+ };
 }
 
-pub(super) fn q4(_isa: Isa) -> Kernel<Q4Unit> {
-    scalar::q4
-}
-
-pub(super) fn f32(_isa: Isa) -> Kernel<[f32; LANES]> {
-    scalar::f32
-}
-
-pub(super) fn f16(_isa: Isa) -> Kernel<[f16; LANES]> {
-    scalar::f16
-}
-
-pub(super) fn bf16(_isa: Isa) -> Kernel<[bf16; LANES]> {
-    scalar::bf16
+kernels! {
+    q8: Q8Unit, avx2_int8::q8, avx512_int8::q8;
+    q4: Q4Unit, avx2_int8::q4, avx512_int8::q4;
+    f32: [f32; LANES], avx2_float::f32, avx512_float::f32;
+    f16: [f16; LANES], avx2_float::f16, avx512_float::f16;
+    bf16: [bf16; LANES], avx2_float::bf16, avx512_float::bf16;
 }

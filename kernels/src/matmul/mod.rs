@@ -8,6 +8,14 @@ use crate::pool::Pool;
 use crate::quant::Format;
 use crate::shared::SharedSlice;
 
+#[cfg(target_arch = "x86_64")]
+mod avx2_float;
+#[cfg(target_arch = "x86_64")]
+mod avx2_int8;
+#[cfg(target_arch = "x86_64")]
+mod avx512_float;
+#[cfg(target_arch = "x86_64")]
+mod avx512_int8;
 mod dispatch;
 mod job;
 mod packed;
@@ -15,6 +23,8 @@ mod scalar;
 #[cfg(test)]
 mod tests;
 mod units;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use job::Job;
 use packed::{Blocks, Weights};
