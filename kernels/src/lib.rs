@@ -17,6 +17,7 @@ pub mod logits;
 pub mod matmul;
 pub mod norm;
 pub mod pool;
+pub mod probe;
 pub mod quant;
 pub mod rope;
 mod shared;
