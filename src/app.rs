@@ -7,7 +7,7 @@ use crate::sse::SseOptions;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 /// What handlers share; one per server.
@@ -20,6 +20,8 @@ pub struct App {
     pub keys: ApiKeys,
     /// Loading, ready, draining.
     pub lifecycle: Lifecycle,
+    /// KiB that request bodies may hold together (setting `server.max_body_total`).
+    pub body_budget: Arc<Semaphore>,
     /// When the server started.
     pub started_at: Instant,
     /// The same in seconds since 1970, for `created` of models.
@@ -29,7 +31,9 @@ pub struct App {
 impl App {
     /// An app that is still loading; `keys` are those of the settings.
     pub fn new(config: Config, keys: ApiKeys) -> Arc<Self> {
+        let budget = usize::try_from(config.server.max_body_total.get() >> 10).unwrap_or(usize::MAX);
         Arc::new(Self {
+            body_budget: Arc::new(Semaphore::new(budget.min(Semaphore::MAX_PERMITS))),
             config,
             metrics: Metrics::new(),
             keys,
@@ -69,6 +73,7 @@ pub struct Lifecycle {
     idle: Notify,
     draining: CancellationToken,
     cut: CancellationToken,
+    closed: CancellationToken,
 }
 
 impl Lifecycle {
@@ -105,6 +110,16 @@ impl Lifecycle {
     /// Resolves when the drain has run out of time.
     pub async fn cut(&self) {
         self.cut.cancelled().await;
+    }
+
+    /// Every connection is dropped, whatever runs on it.
+    pub(crate) fn close(&self) {
+        self.closed.cancel();
+    }
+
+    /// Resolves when connections are to be dropped.
+    pub(crate) async fn closed(&self) {
+        self.closed.cancelled().await;
     }
 
     /// The engine has died: `/health` and `/readyz` say so, and the process should be replaced.

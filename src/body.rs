@@ -12,7 +12,9 @@ use hyper::{HeaderMap, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 /// The body of every response.
@@ -75,15 +77,29 @@ pub struct BodyLimits {
     pub total: Duration,
 }
 
-/// Reads a request's body as a whole.
+/// A request's body, and its share of the memory that all bodies may take together; keep the share as long as the bytes.
+#[derive(Debug)]
+pub struct ReadBody {
+    /// The whole body.
+    pub bytes: Bytes,
+    /// Given back when dropped.
+    pub share: Option<OwnedSemaphorePermit>,
+}
+
+/// Reads a request's body as a whole; `budget` counts KiB.
 ///
 /// One that announces too many bytes is refused before any is read, unless the client has not been asked for it yet
 /// (`Expect: 100-continue`); what it sends nevertheless is thrown away for a short while, since a client that is still
 /// writing when the connection closes loses the answer.
 ///
 /// # Errors
-/// [`ErrorKind::RequestTooLarge`], [`ErrorKind::RequestTimeout`], [`ErrorKind::ClientClosed`].
-pub async fn read<B>(mut body: B, headers: &HeaderMap, limits: BodyLimits) -> Result<Bytes, ApiError>
+/// [`ErrorKind::RequestTooLarge`], [`ErrorKind::RequestTimeout`], [`ErrorKind::ClientClosed`], [`ErrorKind::Overloaded`].
+pub async fn read<B>(
+    mut body: B,
+    headers: &HeaderMap,
+    limits: BodyLimits,
+    budget: &Arc<Semaphore>,
+) -> Result<ReadBody, ApiError>
 where
     B: HttpBody<Data = Bytes> + Unpin,
     B::Error: std::fmt::Display,
@@ -98,23 +114,46 @@ where
     }
     let mut read = BytesMut::new();
     let mut first = None;
+    let mut share = Share { budget, held: None, num_bytes: 0 };
     while let Some(data) = next_data(&mut body, deadline, limits.idle).await? {
         if read.len() + first.as_ref().map_or(0, Bytes::len) + data.len() > limits.max_bytes {
             discard(&mut body, limits).await;
             return Err(too_large(limits.max_bytes));
         }
+        share.grow(data.len())?;
         // Most bodies arrive in one piece, which then is the answer without a copy.
         match first.take() {
             None if read.is_empty() => first = Some(data),
             None => read.extend_from_slice(&data),
             Some(head) => {
-                read.reserve(announced.max(head.len() + data.len()));
                 read.extend_from_slice(&head);
                 read.extend_from_slice(&data);
             }
         }
     }
-    Ok(first.unwrap_or_else(|| read.freeze()))
+    Ok(ReadBody { bytes: first.unwrap_or_else(|| read.freeze()), share: share.held })
+}
+
+/// What one body has taken of the budget.
+struct Share<'a> {
+    budget: &'a Arc<Semaphore>,
+    held: Option<OwnedSemaphorePermit>,
+    num_bytes: usize,
+}
+
+impl Share<'_> {
+    fn grow(&mut self, num_bytes: usize) -> Result<(), ApiError> {
+        self.num_bytes += num_bytes;
+        let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let wanted = self.num_bytes.div_ceil(1024).saturating_sub(held);
+        let wanted = u32::try_from(wanted).map_err(|_| ApiError::overloaded(1))?;
+        let more = self.budget.clone().try_acquire_many_owned(wanted).map_err(|_| ApiError::overloaded(1))?;
+        match &mut self.held {
+            Some(held) => held.merge(more),
+            None => self.held = Some(more),
+        }
+        Ok(())
+    }
 }
 
 async fn next_data<B>(body: &mut B, deadline: Instant, idle: Duration) -> Result<Option<Bytes>, ApiError>
@@ -180,15 +219,19 @@ mod tests {
         StreamBody::new(stream::iter(frames))
     }
 
+    async fn read_with(body: impl HttpBody<Data = Bytes, Error = Infallible> + Unpin) -> Result<Bytes, ApiError> {
+        let budget = Arc::new(Semaphore::new(100));
+        read(body, &HeaderMap::new(), LIMITS, &budget).await.map(|read| read.bytes)
+    }
+
     #[tokio::test]
     async fn pieces_are_joined_up_to_the_limit() {
-        let headers = HeaderMap::new();
-        assert_eq!(read(pieces(&[]), &headers, LIMITS).await.unwrap(), "");
-        assert_eq!(read(pieces(&["abc"]), &headers, LIMITS).await.unwrap(), "abc");
-        assert_eq!(read(pieces(&["abcde", "fgh", "ij"]), &headers, LIMITS).await.unwrap(), "abcdefghij");
-        let error = read(pieces(&["abcde", "fgh", "ij", "k"]), &headers, LIMITS).await.unwrap_err();
+        assert_eq!(read_with(pieces(&[])).await.unwrap(), "");
+        assert_eq!(read_with(pieces(&["abc"])).await.unwrap(), "abc");
+        assert_eq!(read_with(pieces(&["abcde", "fgh", "ij"])).await.unwrap(), "abcdefghij");
+        let error = read_with(pieces(&["abcde", "fgh", "ij", "k"])).await.unwrap_err();
         assert_eq!(error.status(), 413);
-        let error = read(full("01234567890"), &headers, LIMITS).await.unwrap_err();
+        let error = read_with(full("01234567890")).await.unwrap_err();
         assert_eq!(error.status(), 413);
     }
 
@@ -196,7 +239,7 @@ mod tests {
     async fn silence_and_dribbling_both_time_out() {
         let silent = StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>());
         let start = Instant::now();
-        let error = read(silent, &HeaderMap::new(), LIMITS).await.unwrap_err();
+        let error = read_with(silent).await.unwrap_err();
         assert_eq!((error.status().as_u16(), start.elapsed().as_secs()), (408, 1));
 
         let dribble = Box::pin(stream::unfold((), |()| async {
@@ -204,8 +247,22 @@ mod tests {
             Some((Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"x"))), ()))
         }));
         let start = Instant::now();
-        let error = read(StreamBody::new(dribble), &HeaderMap::new(), LIMITS).await.unwrap_err();
+        let error = read_with(StreamBody::new(dribble)).await.unwrap_err();
         assert_eq!((error.status().as_u16(), start.elapsed().as_secs()), (408, 3));
+    }
+
+    #[tokio::test]
+    async fn bodies_share_a_budget() {
+        let budget = Arc::new(Semaphore::new(2));
+        let limits = BodyLimits { max_bytes: 4096, ..LIMITS };
+        let headers = HeaderMap::new();
+        let first = read(full(vec![b'x'; 1500]), &headers, limits, &budget).await.unwrap();
+        assert_eq!(budget.available_permits(), 0);
+        let error = read(full("y"), &headers, limits, &budget).await.unwrap_err();
+        assert_eq!((error.status().as_u16(), first.bytes.len()), (503, 1500));
+        drop(first);
+        assert!(read(full("y"), &headers, limits, &budget).await.is_ok());
+        assert_eq!(budget.available_permits(), 2);
     }
 
     #[test]

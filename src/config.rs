@@ -49,6 +49,8 @@ pub struct ServerConfig {
     pub max_connections: u32,
     /// Largest request body.
     pub max_body: ByteSize,
+    /// What the request bodies in work may hold together.
+    pub max_body_total: ByteSize,
     /// For a request's head.
     pub header_timeout: Span,
     /// Longest silence in a request's body.
@@ -206,6 +208,7 @@ impl Config {
         let server = &self.server;
         at_least("server.max_connections", u64::from(server.max_connections), 1)?;
         at_least("server.max_body", server.max_body.get(), 1024)?;
+        at_least("server.max_body_total", server.max_body_total.get(), server.max_body.get())?;
         at_least("server.send_buffer", server.send_buffer.get(), 4096)?;
         for (key, span) in [
             ("server.header_timeout", server.header_timeout),

@@ -8,6 +8,7 @@ use crate::api::{ROUTES, Request, Route, Scope, health};
 use crate::app::{App, Stage};
 use crate::auth::Tenant;
 use crate::body::{self, Body, BodyLimits, Response};
+use crate::connection::Busy;
 use crate::disconnect::Disconnect;
 use crate::error::{ApiError, ErrorKind};
 use crate::trace::{REQUEST_ID_HEADER, RequestId};
@@ -29,8 +30,14 @@ use tokio_util::sync::DropGuard;
 /// Label of requests that match no route.
 const UNMATCHED: &str = "unmatched";
 
-/// Answers one request. `disconnected` is the request's own flag; it turns with the connection's.
-pub async fn handle<B>(app: Arc<App>, request: hyper::Request<B>, disconnected: Disconnect) -> Response
+/// Answers one request. `disconnected` is the request's own flag; it turns with the connection's. `busy` is kept until the
+/// response is out.
+pub async fn handle<B>(
+    app: Arc<App>,
+    request: hyper::Request<B>,
+    disconnected: Disconnect,
+    busy: Option<Busy>,
+) -> Response
 where
     B: HttpBody<Data = Bytes> + Unpin,
     B::Error: std::fmt::Display,
@@ -38,7 +45,7 @@ where
     let (parts, body) = request.into_parts();
     let id = RequestId::from_headers(&parts.headers);
     let matched = find_path(parts.uri.path());
-    let mut record = Record::new(app.clone(), &parts, matched.label(), id.clone(), &disconnected);
+    let mut record = Record::new(app.clone(), &parts, matched.label(), id.clone(), &disconnected, busy);
     let is_head = parts.method == Method::HEAD;
     let draining_before = app.lifecycle.stage() == Stage::Draining;
 
@@ -139,14 +146,15 @@ where
         idle: server.body_idle_timeout.get(),
         total: server.body_timeout.get(),
     };
-    let body = body::read(body, &parts.headers, limits).await?;
+    let body = body::read(body, &parts.headers, limits, &app.body_budget).await?;
+    let _share = body.share;
     let request = Request {
         method: route.method.clone(),
         path: parts.uri.path().to_owned(),
         query: parts.uri.query().map(str::to_owned),
         headers: parts.headers.clone(),
         params: matched.params.clone(),
-        body,
+        body: body.bytes,
         id,
         tenant,
         disconnected,
@@ -282,10 +290,18 @@ struct Record {
     complete: bool,
     error_code: Option<&'static str>,
     disconnect: Option<DropGuard>,
+    _busy: Option<Busy>,
 }
 
 impl Record {
-    fn new(app: Arc<App>, parts: &Parts, route: &'static str, id: RequestId, disconnected: &Disconnect) -> Self {
+    fn new(
+        app: Arc<App>,
+        parts: &Parts,
+        route: &'static str,
+        id: RequestId,
+        disconnected: &Disconnect,
+        busy: Option<Busy>,
+    ) -> Self {
         app.lifecycle.enter();
         app.metrics.in_flight.increment(1.0);
         Self {
@@ -299,6 +315,7 @@ impl Record {
             complete: false,
             error_code: None,
             disconnect: Some(disconnected.guard()),
+            _busy: busy,
         }
     }
 
