@@ -1,5 +1,6 @@
 //! What all handlers share, and the stage of life the server is in.
 
+use crate::api::{ROUTES, Route};
 use crate::auth::ApiKeys;
 use crate::config::Config;
 use crate::metrics::Metrics;
@@ -18,6 +19,8 @@ pub struct App {
     pub metrics: Metrics,
     /// Who may ask.
     pub keys: ApiKeys,
+    /// The endpoints.
+    pub routes: &'static [Route],
     /// Loading, ready, draining.
     pub lifecycle: Lifecycle,
     /// KiB that request bodies may hold together (setting `server.max_body_total`).
@@ -31,12 +34,18 @@ pub struct App {
 impl App {
     /// An app that is still loading; `keys` are those of the settings.
     pub fn new(config: Config, keys: ApiKeys) -> Arc<Self> {
+        Self::with_routes(config, keys, ROUTES)
+    }
+
+    /// The same with other endpoints, for tests of what lies beneath them.
+    pub fn with_routes(config: Config, keys: ApiKeys, routes: &'static [Route]) -> Arc<Self> {
         let budget = usize::try_from(config.server.max_body_total.get() >> 10).unwrap_or(usize::MAX);
         Arc::new(Self {
             body_budget: Arc::new(Semaphore::new(budget.min(Semaphore::MAX_PERMITS))),
             config,
             metrics: Metrics::new(),
             keys,
+            routes,
             lifecycle: Lifecycle::default(),
             started_at: Instant::now(),
             started_at_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),

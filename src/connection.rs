@@ -8,8 +8,8 @@
 //! [`Socket`] notes reads and blocked writes in [`Activity`]; [`supervise`] drives the connection, looks at the activity from
 //! time to time ([`Activity::verdict`]) and waits for the kernel to report the end of the stream. Used by src/server.rs.
 //!
-//! Half-closing: a client that shuts down its writing side is taken to have left, as hyper takes it. Answers that are ready
-//! within [`GRACE`] still reach it.
+//! Half-closing: a client that shuts down its writing side is taken to have left, for nothing tells it from one that has.
+//! Answers that are ready within [`GRACE`] still reach it.
 
 use crate::app::App;
 use crate::config::ServerConfig;
@@ -27,6 +27,9 @@ use tokio::time::{Instant, sleep};
 
 /// From the end of the client's stream to giving up its requests.
 pub const GRACE: Duration = Duration::from_millis(100);
+
+/// Whether the kernel tells of the end of the client's stream while bytes before it are unread.
+pub(crate) const WATCHES_END_OF_STREAM: bool = cfg!(any(target_os = "linux", target_os = "android"));
 
 /// The limits of a connection, from the settings.
 #[derive(Clone, Copy, Debug)]

@@ -8,6 +8,7 @@ use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, R
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use std::sync::Arc;
 use std::time::Duration;
+use tokenmill_scheduler::stats::{StepStats, StepTimes};
 
 /// Requests answered, by route, method and status.
 pub const HTTP_REQUESTS: &str = "tokenmill_http_requests_total";
@@ -35,7 +36,9 @@ pub const REQUEST_PROMPT_TOKENS: &str = "tokenmill_request_prompt_tokens";
 pub const REQUEST_GENERATED_TOKENS: &str = "tokenmill_request_generated_tokens";
 /// Prompt tokens of admitted requests.
 pub const PROMPT_TOKENS: &str = "tokenmill_prompt_tokens_total";
-/// Prompt tokens that the prefix cache had.
+/// Tokens looked up in the prefix cache.
+pub const PREFIX_QUERY_TOKENS: &str = "tokenmill_prefix_query_tokens_total";
+/// The part of them that it had.
 pub const PREFIX_HIT_TOKENS: &str = "tokenmill_prefix_hit_tokens_total";
 /// Output tokens.
 pub const GENERATED_TOKENS: &str = "tokenmill_generated_tokens_total";
@@ -63,8 +66,8 @@ pub const KV_BLOCKS_CACHED: &str = "tokenmill_kv_blocks_cached";
 pub const KV_BLOCKS_TOTAL: &str = "tokenmill_kv_blocks";
 /// Sequences that had to give their blocks back.
 pub const PREEMPTIONS: &str = "tokenmill_preemptions_total";
-/// Engine steps that failed.
-pub const STEP_FAILURES: &str = "tokenmill_step_failures_total";
+/// Sequences that failed.
+pub const FAILED: &str = "tokenmill_sequences_failed_total";
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
@@ -117,7 +120,8 @@ const METRICS: &[Row] = &[
     row(REQUEST_PROMPT_TOKENS, Kind::Histogram(LENGTHS), Unit::Count, "Prompt tokens of a request"),
     row(REQUEST_GENERATED_TOKENS, Kind::Histogram(LENGTHS), Unit::Count, "Output tokens of a request"),
     row(PROMPT_TOKENS, Kind::Counter, Unit::Count, "Prompt tokens of admitted requests"),
-    row(PREFIX_HIT_TOKENS, Kind::Counter, Unit::Count, "Prompt tokens found in the prefix cache"),
+    row(PREFIX_QUERY_TOKENS, Kind::Counter, Unit::Count, "Tokens looked up in the prefix cache"),
+    row(PREFIX_HIT_TOKENS, Kind::Counter, Unit::Count, "Tokens found in the prefix cache"),
     row(GENERATED_TOKENS, Kind::Counter, Unit::Count, "Output tokens"),
     row(FINISHED, Kind::Counter, Unit::Count, "Sequences finished, by reason"),
     row(REJECTED, Kind::Counter, Unit::Count, "Requests refused because the queue was full"),
@@ -131,7 +135,7 @@ const METRICS: &[Row] = &[
     row(KV_BLOCKS_CACHED, Kind::Gauge, Unit::Count, "KV blocks that hold a reusable prefix and belong to nobody"),
     row(KV_BLOCKS_TOTAL, Kind::Gauge, Unit::Count, "KV blocks in all"),
     row(PREEMPTIONS, Kind::Counter, Unit::Count, "Sequences that had to give their blocks back"),
-    row(STEP_FAILURES, Kind::Counter, Unit::Count, "Engine steps that failed"),
+    row(FAILED, Kind::Counter, Unit::Count, "Sequences that failed in the engine"),
 ];
 
 /// The metrics of one server. Cheap to clone.
@@ -234,7 +238,9 @@ pub struct ModelMetrics {
     pub request_generated_tokens: Histogram,
     /// Of all admitted requests.
     pub prompt_tokens: Counter,
-    /// Of all admitted requests.
+    /// Of all sequences that entered the running set, each time they did.
+    pub prefix_query_tokens: Counter,
+    /// The part of them that the cache had.
     pub prefix_hit_tokens: Counter,
     /// Of all sequences.
     pub generated_tokens: Counter,
@@ -258,8 +264,11 @@ pub struct ModelMetrics {
     pub kv_blocks_total: Gauge,
     /// Of all sequences.
     pub preemptions: Counter,
-    /// Of all steps.
-    pub step_failures: Counter,
+    /// Of all sequences.
+    pub failed: Counter,
+    step_schedule: Histogram,
+    step_forward: Histogram,
+    step_sample: Histogram,
 }
 
 impl ModelMetrics {
@@ -269,6 +278,10 @@ impl ModelMetrics {
         let histogram = |name| histogram(recorder, name, labels);
         let counter = |name| counter(recorder, name, labels);
         let gauge = |name| gauge(recorder, name, labels);
+        let phase = |phase| {
+            let labels = [model.clone(), Label::from_static_parts("phase", phase)];
+            self::histogram(recorder, STEP_PHASE, &labels)
+        };
         Self {
             time_to_first_token: histogram(TIME_TO_FIRST_TOKEN),
             inter_token: histogram(INTER_TOKEN),
@@ -277,6 +290,7 @@ impl ModelMetrics {
             request_prompt_tokens: histogram(REQUEST_PROMPT_TOKENS),
             request_generated_tokens: histogram(REQUEST_GENERATED_TOKENS),
             prompt_tokens: counter(PROMPT_TOKENS),
+            prefix_query_tokens: counter(PREFIX_QUERY_TOKENS),
             prefix_hit_tokens: counter(PREFIX_HIT_TOKENS),
             generated_tokens: counter(GENERATED_TOKENS),
             rejected: counter(REJECTED),
@@ -289,9 +303,35 @@ impl ModelMetrics {
             kv_blocks_cached: gauge(KV_BLOCKS_CACHED),
             kv_blocks_total: gauge(KV_BLOCKS_TOTAL),
             preemptions: counter(PREEMPTIONS),
-            step_failures: counter(STEP_FAILURES),
+            failed: counter(FAILED),
+            step_schedule: phase("schedule"),
+            step_forward: phase("forward"),
+            step_sample: phase("sample"),
             recorder: recorder.clone(),
             model,
+        }
+    }
+
+    /// Records what one engine step did; the engine's observer.
+    pub fn observe_step(&self, stats: &StepStats, times: StepTimes) {
+        self.running.set(f64::from(stats.num_running));
+        self.waiting.set(f64::from(stats.num_waiting));
+        self.kv_blocks_used.set(f64::from(stats.kv_blocks_used));
+        self.kv_blocks_cached.set(f64::from(stats.kv_blocks_cached));
+        self.kv_blocks_total.set(f64::from(stats.kv_blocks_used + stats.kv_blocks_cached + stats.kv_blocks_free));
+        self.generated_tokens.increment(u64::from(stats.num_sampled_tokens));
+        self.prefix_query_tokens.increment(u64::from(stats.num_prefix_query_tokens));
+        self.prefix_hit_tokens.increment(u64::from(stats.num_prefix_hit_tokens));
+        self.preemptions.increment(u64::from(stats.num_preemptions));
+        self.failed.increment(u64::from(stats.num_failed));
+        // Commands are taken in steps that compute nothing, which say nothing about the load.
+        if stats.num_seqs > 0 {
+            self.batch_seqs.record(f64::from(stats.num_seqs));
+            self.batch_tokens.record(f64::from(stats.num_prefill_tokens + stats.num_decode_tokens));
+            self.step_duration.record(times.schedule + times.forward + times.sample);
+            self.step_schedule.record(times.schedule);
+            self.step_forward.record(times.forward);
+            self.step_sample.record(times.sample);
         }
     }
 
@@ -345,7 +385,8 @@ mod tests {
         metrics.count_request("/health", "GET", 200, Duration::from_millis(3));
         metrics.count_error("invalid_value");
         metrics.count_closed("header_timeout");
-        histogram(&metrics.recorder, STEP_PHASE, &[]).record(1.0);
+        let stats = StepStats { num_seqs: 3, num_prefill_tokens: 9, kv_blocks_used: 2, ..StepStats::default() };
+        model.observe_step(&stats, StepTimes { forward: Duration::from_millis(7), ..StepTimes::default() });
         let text = metrics.render();
         for row in METRICS {
             assert!(text.contains(&format!("# HELP {} {}", row.name, row.help)), "{} has no help\n{text}", row.name);

@@ -1,10 +1,10 @@
-//! From an HTTP request to its handler and back: matching [`ROUTES`], keys, the body, and the headers every answer has.
+//! From an HTTP request to its handler and back: matching the table of routes, keys, the body, and the headers every answer has.
 //!
 //! The order is: match the path, check the key (of unknown paths too, so that nothing can be probed without one), the method,
 //! readiness, then read the body, then the handler. A panic below becomes a 500; the process and all other requests go on.
 //! Used by src/server.rs, one call of [`handle`] per request.
 
-use crate::api::{ROUTES, Request, Route, Scope, health};
+use crate::api::{Request, Route, Scope, health};
 use crate::app::{App, Stage};
 use crate::auth::Tenant;
 use crate::body::{self, Body, BodyLimits, Response};
@@ -44,7 +44,7 @@ where
 {
     let (parts, body) = request.into_parts();
     let id = RequestId::from_headers(&parts.headers);
-    let matched = find_path(parts.uri.path());
+    let matched = find_path(app.routes, parts.uri.path());
     let mut record = Record::new(app.clone(), &parts, matched.label(), id.clone(), &disconnected, busy);
     let is_head = parts.method == Method::HEAD;
     let draining_before = app.lifecycle.stage() == Stage::Draining;
@@ -184,11 +184,11 @@ fn options(matched: &Matched) -> Response {
 }
 
 /// The routes whose path is `path`; exact segments win over a parameter that takes the rest.
-fn find_path(path: &str) -> Matched {
+fn find_path(table: &'static [Route], path: &str) -> Matched {
     for takes_rest in [false, true] {
         let mut params = Vec::new();
         let mut routes = Vec::new();
-        for route in ROUTES {
+        for route in table {
             if let Some(found) = match_path(route.path, path, takes_rest) {
                 params = found;
                 routes.push(route);
@@ -400,6 +400,7 @@ impl Drop for Recorded {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::ROUTES;
 
     fn params(pattern: &'static str, path: &str, takes_rest: bool) -> Option<Vec<String>> {
         match_path(pattern, path, takes_rest).map(|found| found.into_iter().map(|(_, value)| value).collect())
@@ -427,10 +428,10 @@ mod tests {
 
     #[test]
     fn a_path_has_its_methods() {
-        let matched = find_path("/health");
+        let matched = find_path(ROUTES, "/health");
         assert_eq!(matched.allow(), "GET, HEAD, OPTIONS");
         assert!(matched.find(&Method::HEAD).is_some() && matched.find(&Method::POST).is_none());
         assert!(matched.is_public());
-        assert!(!find_path("/metrics").is_public() && !find_path("/nothing").is_public());
+        assert!(!find_path(ROUTES, "/metrics").is_public() && !find_path(ROUTES, "/nothing").is_public());
     }
 }

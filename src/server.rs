@@ -112,7 +112,8 @@ fn builder() -> auto::Builder<TokioExecutor> {
         // It would also run between requests; src/connection.rs tells the two apart.
         .header_read_timeout(None)
         .max_buf_size(CONNECTION_BUFFER_BYTES)
-        .half_close(false);
+        // Where the end of the client's stream is watched for by us, hyper need not drop an answer that is ready with it.
+        .half_close(crate::connection::WATCHES_END_OF_STREAM);
     builder
         .http2()
         .timer(TokioTimer::new())
