@@ -3,15 +3,18 @@
 //! A step of a small model is about a hundred short parallel phases. A futex wake-up costs tens of microseconds, a
 //! spin a tenth of one, so the workers spin between the phases of a step and park between steps.
 //!
-//! How the work is cut never shows in a result: an item is computed by one thread from start to end.
+//! How the work is cut never shows in a result: an item is computed by one thread from start to end. Nor need a worker
+//! come at all: on a machine that others use too, the caller does not wait for a thread that has no core.
 
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 
+/// Threads that a pool may have.
+pub const MAX_THREADS: usize = 64;
 /// Spins before a waiting thread first gives way to others: some 20 µs.
 const SPINS_BEFORE_YIELD: u32 = 4_000;
 /// Yields before a worker parks: under a millisecond on an idle machine, so that it survives the gap between phases.
@@ -29,21 +32,66 @@ pub struct Pool {
 }
 
 struct Shared {
-    /// Number of the current phase; a worker starts when it changes.
-    epoch: AtomicUsize,
-    /// Workers that have not finished the current phase.
-    running: AtomicUsize,
+    /// The phase and who is in it, see [`State`].
+    state: AtomicU64,
     stop: AtomicBool,
     task: UnsafeCell<Option<Task<'static>>>,
+    /// The next grain of each thread's share of a [`Pool::for_each`].
+    cursors: Vec<Cursor>,
     parked: Vec<AtomicBool>,
     panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
 }
 
-// SAFETY: `task` is written only by the caller of a phase while no worker runs (`running` is 0), and read by workers
-// only between the release of `epoch` and their decrement of `running`.
+// SAFETY: `task` is written only by the caller of a phase while the last phase is closed and nobody is in it, and read
+// by workers only between entering a phase and leaving it.
 unsafe impl Sync for Shared {}
 // SAFETY: the reference in `task` points to a `Sync` closure.
 unsafe impl Send for Shared {}
+
+/// On a cache line of its own, so that threads do not slow each other down.
+#[repr(align(64))]
+struct Cursor(AtomicUsize);
+
+/// What [`Shared::state`] says: a phase is open until the caller closes it; workers enter only open phases.
+///
+/// ```text
+/// 63 phase 32 | 31 closed | 30 workers that have entered 16 | 15 workers that have not left 0
+/// ```
+#[derive(Clone, Copy)]
+struct State(u64);
+
+impl State {
+    const CLOSED: u64 = 1 << 31;
+    const ENTER: u64 = (1 << 16) + 1;
+    const LEAVE: u64 = 1;
+
+    fn phase(self) -> u64 {
+        self.0 >> 32
+    }
+
+    fn is_closed(self) -> bool {
+        self.0 & Self::CLOSED != 0
+    }
+
+    fn num_entered(self) -> usize {
+        (self.0 >> 16 & 0x7fff) as usize
+    }
+
+    fn num_inside(self) -> usize {
+        (self.0 & 0xffff) as usize
+    }
+
+    fn open_next(self) -> u64 {
+        self.phase().wrapping_add(1) << 32
+    }
+}
+
+/// Who must take part in a phase.
+#[derive(Clone, Copy, PartialEq)]
+enum Attendance {
+    All,
+    WhoeverComes,
+}
 
 impl Pool {
     /// A pool of `num_threads` threads, the caller included; `num_threads - 1` are spawned.
@@ -55,10 +103,10 @@ impl Pool {
         assert!(num_threads > 0, "a pool needs the caller's thread at least");
         assert!(num_threads <= MAX_THREADS, "a pool has at most {MAX_THREADS} threads, not {num_threads}");
         let shared = Arc::new(Shared {
-            epoch: AtomicUsize::new(0),
-            running: AtomicUsize::new(0),
+            state: AtomicU64::new(State::CLOSED),
             stop: AtomicBool::new(false),
             task: UnsafeCell::new(None),
+            cursors: (0..num_threads).map(|_| Cursor(AtomicUsize::new(0))).collect(),
             parked: (1..num_threads).map(|_| AtomicBool::new(false)).collect(),
             panic: Mutex::new(None),
         });
@@ -89,24 +137,38 @@ impl Pool {
             return;
         }
         let _phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
-        let task: Task<'_> = &task;
-        // SAFETY: only the lifetime changes; this function does not return before every worker is done with it.
+        self.run_phase(Attendance::All, &task);
+    }
+
+    /// One phase; the lock is held.
+    fn run_phase(&self, attendance: Attendance, task: Task<'_>) {
+        let shared = &*self.shared;
+        // SAFETY: only the lifetime changes; this function does not return before every worker that entered has left,
+        // and none enters a closed phase.
         let task: Task<'static> = unsafe { std::mem::transmute::<Task<'_>, Task<'static>>(task) };
-        // SAFETY: no worker runs (`phase` is held and the last phase ended), so nobody reads the cell.
-        unsafe { *self.shared.task.get() = Some(task) };
-        self.shared.running.store(self.workers.len(), Ordering::Relaxed);
-        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
-        for (worker, parked) in self.workers.iter().zip(&self.shared.parked) {
+        // SAFETY: the last phase is closed and nobody is in it, so nobody reads the cell.
+        unsafe { *shared.task.get() = Some(task) };
+        let last = State(shared.state.load(Ordering::Relaxed));
+        debug_assert!(last.is_closed() && last.num_inside() == 0);
+        shared.state.store(last.open_next(), Ordering::SeqCst);
+        for (worker, parked) in self.workers.iter().zip(&shared.parked) {
             if parked.load(Ordering::SeqCst) {
                 worker.thread().unpark();
             }
         }
         let own = catch_unwind(AssertUnwindSafe(|| task(0)));
-        let mut spins = 0;
-        while self.shared.running.load(Ordering::Acquire) > 0 {
-            wait_a_little(&mut spins);
+        let wait_until = |is_met: &dyn Fn(State) -> bool| {
+            let mut spins = 0;
+            while !is_met(State(shared.state.load(Ordering::Acquire))) {
+                wait_a_little(&mut spins);
+            }
+        };
+        if attendance == Attendance::All {
+            wait_until(&|state| state.num_entered() == self.workers.len());
         }
-        let theirs = self.shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        shared.state.fetch_or(State::CLOSED, Ordering::AcqRel);
+        wait_until(&|state| state.num_inside() == 0);
+        let theirs = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(panic) = own.err().or(theirs) {
             resume_unwind(panic);
         }
@@ -136,9 +198,12 @@ impl Pool {
             return;
         }
         let share = |thread_idx: usize| thread_idx * num_grains / num_threads;
-        let cursors: [Cursor; MAX_THREADS] =
-            std::array::from_fn(|i| Cursor(AtomicUsize::new(share(i.min(num_threads)))));
-        self.run(|thread_idx| {
+        let _phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        let cursors = &self.shared.cursors;
+        for (thread_idx, cursor) in cursors.iter().enumerate() {
+            cursor.0.store(share(thread_idx), Ordering::Relaxed);
+        }
+        self.run_phase(Attendance::WhoeverComes, &|thread_idx| {
             for offset in 0..num_threads {
                 let owner = (thread_idx + offset) % num_threads;
                 loop {
@@ -154,13 +219,6 @@ impl Pool {
     }
 }
 
-/// Threads that a pool may have.
-pub const MAX_THREADS: usize = 64;
-
-/// On a cache line of its own, so that threads do not slow each other down.
-#[repr(align(64))]
-struct Cursor(AtomicUsize);
-
 impl Shared {
     /// Body of a worker thread.
     fn work(&self, thread_idx: usize) {
@@ -170,25 +228,44 @@ impl Shared {
             if self.stop.load(Ordering::Acquire) {
                 return;
             }
-            seen = self.epoch.load(Ordering::Acquire);
-            // SAFETY: the epoch changed, so the caller has written the task and does not touch it until we are done.
+            let (phase, has_entered) = self.try_enter();
+            seen = phase;
+            if !has_entered {
+                continue;
+            }
+            // SAFETY: the phase was open, so the caller has written the task and does not touch it until we leave.
             let task = unsafe { *self.task.get() }.expect("a phase has a task");
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| task(thread_idx))) {
                 self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
             }
-            self.running.fetch_sub(1, Ordering::Release);
+            self.state.fetch_sub(State::LEAVE, Ordering::Release);
         }
     }
 
-    fn wait_for_phase(&self, seen: usize, parked: &AtomicBool) {
-        let is_over = || self.epoch.load(Ordering::SeqCst) != seen || self.stop.load(Ordering::SeqCst);
+    /// Enters the phase unless it is closed already; says which it is.
+    fn try_enter(&self) -> (u64, bool) {
+        let mut state = self.state.load(Ordering::Acquire);
+        loop {
+            if State(state).is_closed() {
+                return (State(state).phase(), false);
+            }
+            let entered = state + State::ENTER;
+            match self.state.compare_exchange_weak(state, entered, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return (State(state).phase(), true),
+                Err(found) => state = found,
+            }
+        }
+    }
+
+    fn wait_for_phase(&self, seen: u64, parked: &AtomicBool) {
+        let is_over = || State(self.state.load(Ordering::SeqCst)).phase() != seen || self.stop.load(Ordering::SeqCst);
         let mut spins = 0;
         while !is_over() {
             if spins < SPINS_BEFORE_YIELD + YIELDS_BEFORE_PARK {
                 wait_a_little(&mut spins);
                 continue;
             }
-            // Announce first, look again, then park: the caller either sees the flag or we see the new epoch.
+            // Announce first, look again, then park: the caller either sees the flag or we see the new phase.
             parked.store(true, Ordering::SeqCst);
             while !is_over() {
                 thread::park();
@@ -252,6 +329,24 @@ mod tests {
             });
             assert_eq!(count.load(Ordering::Relaxed), 2);
         }
+    }
+
+    #[test]
+    fn many_short_phases_lose_no_item_and_no_worker() {
+        let pool = Pool::new(4);
+        let count = AtomicUsize::new(0);
+        for phase in 0..5_000 {
+            if phase % 2 == 0 {
+                pool.for_each(9, 1, |range| {
+                    count.fetch_add(range.len(), Ordering::Relaxed);
+                });
+            } else {
+                pool.run(|_| {
+                    count.fetch_add(1, Ordering::Relaxed);
+                });
+            }
+        }
+        assert_eq!(count.load(Ordering::Relaxed), 2_500 * (9 + 4));
     }
 
     #[test]
