@@ -1,11 +1,17 @@
 //! Decoder-only models: what they are (families, weights) and what runs them.
 //!
-//! `runner` is the contract that a scheduler sees; everything else needs the feature `cpu`.
+//! `runner` is the contract that a scheduler sees; everything else needs the feature `cpu`. A model goes from files to
+//! a runner through [`OpenModel`] (files opened and checked, a [`spec::DecoderSpec`] made from the configuration) and
+//! [`load`] (memory planned, weights packed).
 
+#[cfg(feature = "cpu")]
+pub mod cpu;
 #[cfg(feature = "cpu")]
 pub mod error;
 #[cfg(feature = "cpu")]
 pub mod families;
+#[cfg(feature = "cpu")]
+pub mod open;
 pub mod runner;
 #[cfg(feature = "cpu")]
 pub mod spec;
@@ -13,4 +19,10 @@ pub mod spec;
 pub mod weights;
 
 #[cfg(feature = "cpu")]
+pub use cpu::CpuRunner;
+#[cfg(feature = "cpu")]
+pub use cpu::load::{LoadOptions, LoadedModel, ModelInfo, Quantize, load};
+#[cfg(feature = "cpu")]
 pub use error::LoadError;
+#[cfg(feature = "cpu")]
+pub use open::{GenerationDefaults, ModelSource, OpenModel};

@@ -13,6 +13,7 @@ use crate::error::LoadError;
 use crate::spec::DecoderSpec;
 
 /// One model family.
+#[derive(Debug)]
 pub struct Family {
     /// The name in messages and documents.
     pub name: &'static str,

@@ -1,0 +1,119 @@
+//! [`Arena`]: every buffer of a forward pass, sized once from the geometry.
+
+use tokenmill_kernels::activations::{ActivationKinds, Activations};
+use tokenmill_kernels::aligned::AlignedVec;
+use tokenmill_kernels::attention::{AttentionScratch, AttentionSeq, HeadShape};
+use tokenmill_kernels::isa::Isa;
+use tokenmill_kernels::kv_cache::Slot;
+use tokenmill_kernels::rope::RopeTable;
+
+use super::weights::BufferKinds;
+use crate::runner::Geometry;
+use crate::spec::DecoderSpec;
+
+/// Tokens that pass through the MLP at a time. Its intermediate rows are the widest of all; this many still stay in a
+/// shared cache, and are enough for the matmuls to be bound by arithmetic.
+pub(super) const MLP_TOKENS: usize = 128;
+
+/// Buffers of the forward pass; `max_tokens` and `max_seqs` are those of the geometry.
+pub(super) struct Arena {
+    /// The residual stream, `[max_tokens, hidden_dim]`.
+    pub(super) residual: AlignedVec<f32>,
+    /// Normed rows for qkv and the output projection, `[max_tokens, hidden_dim]`.
+    pub(super) normed: Activations,
+    /// `[max_tokens, qkv_dim]`
+    pub(super) qkv: AlignedVec<f32>,
+    /// Weighted values of all heads, `[max_tokens, attention_dim]`.
+    pub(super) attended: AlignedVec<f32>,
+    /// The same, as the output projection reads it.
+    pub(super) attention: Activations,
+    /// `[MLP_TOKENS, 2 * ffn_dim]`
+    pub(super) gate_up: AlignedVec<f32>,
+    /// `[MLP_TOKENS, ffn_dim]`
+    pub(super) mlp: Activations,
+    /// Rotations of the step's positions.
+    pub(super) rope: RopeTable,
+    /// `[max_tokens]`
+    pub(super) slots: Vec<Slot>,
+    /// `[max_seqs]`
+    pub(super) seqs: Vec<AttentionSeq>,
+    /// Every block table of the step, end to end.
+    pub(super) block_tables: Vec<u32>,
+    /// Rows whose logits are wanted, ascending, `[max_logits_rows]`.
+    pub(super) wanted: Vec<usize>,
+    pub(super) scratch: AttentionScratch,
+}
+
+/// What [`Arena`] is sized by.
+#[derive(Clone, Copy)]
+pub(super) struct ArenaSize<'a> {
+    pub(super) spec: &'a DecoderSpec,
+    pub(super) geometry: Geometry,
+    pub(super) kinds: BufferKinds,
+    pub(super) num_threads: usize,
+}
+
+impl Arena {
+    pub(super) fn new(isa: Isa, size: ArenaSize<'_>) -> Self {
+        let ArenaSize { spec, geometry, kinds, num_threads } = size;
+        let max_tokens = geometry.max_batch_tokens as usize;
+        let max_seqs = geometry.max_batch_seqs as usize;
+        let mlp_tokens = size.mlp_tokens();
+        let max_blocks = max_seqs * geometry.num_blocks_for(geometry.max_model_len) as usize;
+        let max_context = geometry.max_model_len as usize;
+        Self {
+            residual: AlignedVec::zeroed(max_tokens * spec.hidden_dim),
+            normed: Activations::new(isa, max_tokens, spec.hidden_dim, kinds.normed),
+            qkv: AlignedVec::zeroed(max_tokens * spec.qkv_dim()),
+            attended: AlignedVec::zeroed(max_tokens * spec.attention_dim()),
+            attention: Activations::new(isa, max_tokens, spec.attention_dim(), kinds.attention),
+            gate_up: AlignedVec::zeroed(mlp_tokens * 2 * spec.ffn_dim),
+            mlp: Activations::new(isa, mlp_tokens, spec.ffn_dim, kinds.mlp),
+            rope: RopeTable::new(max_tokens, &spec.rope.inv_freq(), spec.rope.attention_factor()),
+            slots: Vec::with_capacity(max_tokens),
+            seqs: Vec::with_capacity(max_seqs),
+            block_tables: Vec::with_capacity(max_blocks),
+            wanted: Vec::with_capacity(geometry.max_logits_rows as usize),
+            scratch: AttentionScratch::new(head_shape(spec), num_threads, max_tokens, max_context),
+        }
+    }
+}
+
+impl ArenaSize<'_> {
+    fn mlp_tokens(&self) -> usize {
+        MLP_TOKENS.min(self.geometry.max_batch_tokens as usize)
+    }
+
+    /// Bytes that the arena and the logits take, to within a few per cent and a few megabytes.
+    pub(super) fn size_bytes(&self) -> u64 {
+        let ArenaSize { spec, geometry, kinds, .. } = *self;
+        let (tokens, mlp_tokens) = (u64::from(geometry.max_batch_tokens), self.mlp_tokens() as u64);
+        let f32_rows = |num_rows: u64, width: usize| num_rows * width as u64 * 4;
+        let activations = |num_rows: u64, width: usize, kinds: ActivationKinds| {
+            // 96 bytes for each 64 columns of int8, see `kernels::activations`.
+            let int8 = if kinds.int8 { width.div_ceil(64) as u64 * 96 } else { 0 };
+            num_rows * int8 + if kinds.f32 { f32_rows(num_rows, width) } else { 0 }
+        };
+        f32_rows(tokens, spec.hidden_dim + spec.qkv_dim() + spec.attention_dim() + spec.rope.rotary_dim)
+            + f32_rows(mlp_tokens, 2 * spec.ffn_dim)
+            + activations(tokens, spec.hidden_dim, kinds.normed)
+            + activations(tokens, spec.attention_dim(), kinds.attention)
+            + activations(mlp_tokens, spec.ffn_dim, kinds.mlp)
+            + f32_rows(u64::from(geometry.max_logits_rows), spec.vocab_size)
+    }
+}
+
+impl BufferKinds {
+    /// The kinds for a model whose matrices all read `kind`.
+    #[cfg(test)]
+    pub(super) fn uniform(kind: tokenmill_kernels::activations::ActivationKind) -> Self {
+        use tokenmill_kernels::activations::ActivationKind::{F32, Int8};
+        let kinds = ActivationKinds { int8: kind == Int8, f32: kind == F32 };
+        Self { normed: kinds, attention: kinds, mlp: kinds }
+    }
+}
+
+/// The heads of an attention layer, as the kernels want to know them.
+pub(super) fn head_shape(spec: &DecoderSpec) -> HeadShape {
+    HeadShape { num_heads: spec.num_heads, num_kv_heads: spec.num_kv_heads, head_dim: spec.head_dim }
+}

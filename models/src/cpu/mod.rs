@@ -1,0 +1,10 @@
+//! The CPU runner: packed weights, buffers, and the forward pass on the kernels.
+
+mod arena;
+mod forward;
+pub mod load;
+mod memory;
+mod runner;
+mod weights;
+
+pub use runner::CpuRunner;
