@@ -15,6 +15,7 @@ use tokenmill_scheduler::kv_cache::PrefixCache;
 use tokenmill_scheduler::request::{Command, FinishReason, Request, SamplingParams, SeqError, SeqEvent, TokenLogprobs};
 use tokenmill_scheduler::sampling::rng::Rng;
 use tokenmill_scheduler::sim::{FakeRunner, FakeSeq, Tape};
+use tokenmill_scheduler::stats::StepStats;
 
 /// Seeds that a test run goes through.
 const SEEDS: Range<u64> = 0..10_000;
@@ -249,8 +250,8 @@ fn alone(world: &World, client: &Client) -> Answer {
     Answer::of(&tape.events())
 }
 
-/// Runs one seed and returns a digest of everything that could be observed.
-fn run(seed: u64) -> u64 {
+/// Runs one seed; returns a digest of everything that could be observed, and adds up the steps in `total`.
+fn run(seed: u64, total: &mut StepStats) -> u64 {
     let mut world = World::new(seed);
     let failing: Vec<u64> = (0..2_000).filter(|_| world.rng.below(256) < world.fail).collect();
     let runner = FakeRunner::new(world.geometry).failing_at(failing);
@@ -280,6 +281,12 @@ fn run(seed: u64) -> u64 {
         assert!(!engine.has_work() || stats.num_seqs > 0 || num_ended > 0, "work, but an empty step: {stats:?}");
         assert!(stats.num_prefill_tokens + stats.num_decode_tokens <= world.geometry.max_batch_tokens);
         format!("{stats:?}").hash(&mut digest);
+        total.num_preemptions += stats.num_preemptions;
+        total.num_prefix_hit_tokens += stats.num_prefix_hit_tokens;
+        total.num_finished += stats.num_finished;
+        total.num_aborted += stats.num_aborted;
+        total.num_failed += stats.num_failed;
+        total.num_refused += stats.num_refused;
     }
     let stats = engine.step();
     assert_eq!(stats.kv_blocks_used, 0, "blocks leak");
@@ -309,24 +316,27 @@ fn check_client(world: &World, client: &Client) {
     }
 }
 
+#[test]
 #[expect(clippy::print_stderr, reason = "the seed is what one needs to see the failure again")]
-fn run_seeds(seeds: Range<u64>) {
-    for seed in seeds {
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(seed))) {
+fn answers_never_depend_on_neighbours_chunks_preemption_or_prefix_hits() {
+    let mut total = StepStats::default();
+    for seed in SEEDS {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(seed, &mut total))) {
             eprintln!("simulation failed with seed {seed}");
             resume_unwind(panic);
         }
     }
-}
-
-#[test]
-fn answers_never_depend_on_neighbours_chunks_preemption_or_prefix_hits() {
-    run_seeds(SEEDS);
+    let StepStats {
+        num_preemptions, num_prefix_hit_tokens, num_finished, num_aborted, num_failed, num_refused, ..
+    } = total;
+    let seen = [num_preemptions, num_prefix_hit_tokens, num_finished, num_aborted, num_failed, num_refused];
+    assert!(seen.iter().all(|&num| num > 5_000), "a kind of event hardly occurs: {total:?}");
 }
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
     for seed in 0..50 {
-        assert_eq!(run(seed), run(seed), "seed {seed}");
+        let [first, second] = [(); 2].map(|()| run(seed, &mut StepStats::default()));
+        assert_eq!(first, second, "seed {seed}");
     }
 }
