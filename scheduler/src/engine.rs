@@ -14,6 +14,7 @@ use crate::sequence::Sequence;
 use crate::stats::{StepStats, StepTimes};
 use crossbeam_channel::{Receiver, TryRecvError};
 use std::time::Duration;
+use tokenmill_kernels::isa::Isa;
 use tokenmill_models::runner::{Batch, Logits, ModelRunner};
 use tracing::{debug, info, warn};
 
@@ -32,6 +33,8 @@ pub struct EngineLimits {
     pub min_prefill_tokens: u32,
     /// Reuse of K and V across requests.
     pub prefix_cache: PrefixCache,
+    /// Instruction set for the passes over logits.
+    pub isa: Isa,
 }
 
 impl Default for EngineLimits {
@@ -42,6 +45,7 @@ impl Default for EngineLimits {
             max_prefill_tokens_with_decodes: 64,
             min_prefill_tokens: 8,
             prefix_cache: PrefixCache::On { secret: [0, 0] },
+            isa: Isa::best(),
         }
     }
 }
@@ -66,7 +70,8 @@ impl<R: ModelRunner> Engine<R> {
     /// When the runner's geometry leaves no room for a sequence.
     pub fn new(runner: R, limits: EngineLimits, commands: Receiver<Command>, observer: Observer) -> Self {
         let geometry = runner.geometry();
-        let EngineLimits { max_waiting, max_prefill_tokens_with_decodes, min_prefill_tokens, prefix_cache } = limits;
+        let EngineLimits { max_waiting, max_prefill_tokens_with_decodes, min_prefill_tokens, prefix_cache, isa } =
+            limits;
         let policy = Policy { max_waiting, max_prefill_tokens_with_decodes, min_prefill_tokens, prefix_cache };
         Self {
             runner,
@@ -76,7 +81,7 @@ impl<R: ModelRunner> Engine<R> {
             batch: Batch::with_capacity(&geometry),
             logits: Logits::with_capacity(&geometry),
             sampled: Vec::with_capacity(geometry.max_batch_seqs as usize),
-            scratch: Scratch::new(geometry.vocab_size as usize),
+            scratch: Scratch::new(isa, geometry.vocab_size as usize),
             is_draining: false,
         }
     }

@@ -1,6 +1,5 @@
 //! After warm-up a step allocates nothing: counted by the global allocator over a few hundred mixed steps.
 #![expect(unsafe_code, reason = "a counting allocator implements an unsafe trait")]
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use crossbeam_channel::bounded;
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -9,6 +9,7 @@ use crossbeam_channel::{Sender, bounded};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use tokenmill_kernels::isa::Isa;
 use tokenmill_models::runner::{Geometry, TokenId};
 use tokenmill_scheduler::engine::{Engine, EngineLimits};
 use tokenmill_scheduler::kv_cache::PrefixCache;
@@ -67,6 +68,7 @@ impl World {
             max_prefill_tokens_with_decodes: between(&mut rng, 1..20),
             min_prefill_tokens: rng.below(5),
             prefix_cache: if rng.below(8) == 0 { PrefixCache::Off } else { PrefixCache::On { secret } },
+            isa: Isa::best(),
         };
         let num_requests = between(&mut rng, 1..30);
         let num_salts = between(&mut rng, 1..4);

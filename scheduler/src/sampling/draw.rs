@@ -1,20 +1,22 @@
 //! One token from a row of logits: temperature, cuts, draw.
 //!
-//! The row is shifted and scaled once, so that its largest entry is 0 and `exp` of an entry is its weight. The cuts
-//! (top-k, then top-p of what top-k left, then min-p) all keep the most likely tokens down to some rank, so they only
-//! have to look at candidates above a floor, with the whole row as the fallback.
+//! The weight of a token is `exp((logit − max) / temperature)`, 1 for the most likely one. The cuts (top-k, then top-p
+//! of what top-k left, then min-p) all keep the most likely tokens down to some rank, so they only have to look at
+//! candidates above a floor, with the whole row as the fallback.
 
 use super::rng::Rng;
-use super::rows::{self, CHUNK_LEN, Candidate};
+use super::rows::{self, Candidate, RowScanner};
 use crate::request::SamplingParams;
 use tokenmill_models::runner::TokenId;
 
 /// Temperatures below this count as this, so that no quotient overflows.
 const MIN_TEMPERATURE: f32 = 1e-5;
-/// Candidates are first sought within e⁸ of the most likely token: nearly always all that a cut keeps.
+/// Weights below e⁻⁸ are first left aside: the rest is nearly always all that a nucleus keeps.
 const FIRST_FLOOR: f32 = -8.0;
 /// Ranges of candidates below this are sorted instead of partitioned again.
 const SORT_BELOW: usize = 32;
+/// Entries of a row whose weights are summed together to find the chunk that a draw falls into.
+const CHUNK_LEN: usize = 1024;
 
 /// Memory for one draw.
 pub(super) struct DrawScratch {
@@ -31,99 +33,121 @@ impl DrawScratch {
     }
 }
 
-/// Chooses a token at the temperature of `params`, which is not 0. The row is used up. `None` if no weight is left to
-/// draw from (NaN).
-pub(super) fn draw(
-    params: &SamplingParams,
-    row: &mut [f32],
-    rng: &mut Rng,
-    scratch: &mut DrawScratch,
-) -> Option<TokenId> {
-    let max = rows::max(row);
-    rows::shift_and_scale(row, max, 1.0 / params.temperature.max(MIN_TEMPERATURE));
-    let vocab_size = row.len();
-    let top_k = match params.top_k as usize {
-        0 => vocab_size,
-        top_k => top_k.min(vocab_size),
-    };
-    let cut = Cut { top_k, top_p: params.top_p, min_logit: params.min_p.ln() };
-    if top_k == vocab_size && cut.top_p >= 1.0 && cut.min_logit == f32::NEG_INFINITY {
-        return draw_from_row(row, rng.next_f64(), &mut scratch.chunk_sums);
+/// From logits to weights.
+#[derive(Clone, Copy)]
+struct Scale {
+    max: f32,
+    /// 1 / temperature.
+    factor: f32,
+}
+
+impl Scale {
+    fn weight(self, logit: f32) -> f32 {
+        ((logit - self.max) * self.factor).exp()
     }
-    let candidates = &mut scratch.candidates;
-    find_candidates(row, cut, candidates);
-    draw_from_candidates(candidates, rng.next_f64())
+
+    /// The logit whose weight is `exp(log_weight)`.
+    fn logit(self, log_weight: f32) -> f32 {
+        self.max + log_weight / self.factor
+    }
 }
 
 #[derive(Clone, Copy)]
 struct Cut {
+    /// At most the vocabulary's size, which keeps all.
     top_k: usize,
     top_p: f32,
-    /// `ln(min_p)`: weights are relative to the largest already.
-    min_logit: f32,
+    min_p: f32,
+}
+
+/// Chooses a token at the temperature of `params`, which is not 0, from a row whose largest entry is `max`. `None` if no
+/// weight is left to draw from (NaN).
+pub(super) fn draw(
+    params: &SamplingParams,
+    row: &[f32],
+    max: f32,
+    rng: &mut Rng,
+    scanner: &mut RowScanner,
+    scratch: &mut DrawScratch,
+) -> Option<TokenId> {
+    let scale = Scale { max, factor: 1.0 / params.temperature.max(MIN_TEMPERATURE) };
+    let top_k = match params.top_k as usize {
+        0 => row.len(),
+        top_k => top_k.min(row.len()),
+    };
+    let cut = Cut { top_k, top_p: params.top_p, min_p: params.min_p };
+    if top_k == row.len() && cut.top_p >= 1.0 && cut.min_p <= 0.0 {
+        return draw_from_row(row, scale, rng.next_f64(), scanner, &mut scratch.chunk_sums);
+    }
+    find_candidates(row, scale, cut, scanner, &mut scratch.candidates);
+    draw_from_candidates(&scratch.candidates, rng.next_f64())
 }
 
 /// Draws from all tokens: a chunk by its share of the weight, then a token of the chunk.
-fn draw_from_row(row: &[f32], uniform: f64, chunk_sums: &mut Vec<f64>) -> Option<TokenId> {
+fn draw_from_row(
+    row: &[f32],
+    scale: Scale,
+    uniform: f64,
+    scanner: &RowScanner,
+    chunk_sums: &mut Vec<f64>,
+) -> Option<TokenId> {
     chunk_sums.clear();
-    chunk_sums.extend(row.chunks(CHUNK_LEN).map(|chunk| rows::sum_exp_chunk(chunk, 0.0)));
-    let mut left = uniform * chunk_sums.iter().sum::<f64>();
-    let mut chosen = None;
-    for (chunk_idx, &sum) in chunk_sums.iter().enumerate() {
-        if sum > 0.0 {
-            chosen = Some(chunk_idx);
-            if left < sum {
-                break;
-            }
-        }
-        left -= sum;
-    }
-    let start = chosen? * CHUNK_LEN;
+    chunk_sums.extend(row.chunks(CHUNK_LEN).map(|chunk| scanner.sum_exp(chunk, scale.max, scale.factor)));
+    let target = uniform * chunk_sums.iter().sum::<f64>();
+    let (chunk_idx, target) = pick(chunk_sums.iter().copied(), target)?;
+    let start = chunk_idx * CHUNK_LEN;
     let chunk = &row[start..row.len().min(start + CHUNK_LEN)];
-    let mut chosen = None;
-    for (offset, logit) in chunk.iter().enumerate() {
-        let weight = f64::from(logit.exp());
+    let (offset, _) = pick(chunk.iter().map(|&logit| f64::from(scale.weight(logit))), target)?;
+    Some(u32::try_from(start + offset).expect("a vocabulary is smaller than 2^32"))
+}
+
+/// The index whose share of the running sum holds `target`, and how far into that share it lies. An index without
+/// weight is never picked; where rounding leaves the target behind the end, the last index with weight is.
+fn pick(weights: impl Iterator<Item = f64>, target: f64) -> Option<(usize, f64)> {
+    let mut left = target;
+    let mut picked = None;
+    for (idx, weight) in weights.enumerate() {
         if weight > 0.0 {
-            chosen = Some(start + offset);
+            picked = Some((idx, left));
             if left < weight {
                 break;
             }
         }
         left -= weight;
     }
-    chosen.map(|idx| u32::try_from(idx).expect("a vocabulary is smaller than 2^32"))
+    picked
 }
 
 /// Leaves in `candidates` the tokens that survive the cut, weights set.
-fn find_candidates(row: &[f32], cut: Cut, candidates: &mut Vec<Candidate>) {
-    candidates.clear();
+fn find_candidates(row: &[f32], scale: Scale, cut: Cut, scanner: &mut RowScanner, candidates: &mut Vec<Candidate>) {
     let is_nucleus = cut.top_p < 1.0;
+    // ln(0) is −∞: everything but forbidden tokens.
+    let min_logit = scale.logit(cut.min_p.ln());
     if cut.top_k < row.len() {
-        rows::top_unsorted(row, cut.top_k, FIRST_FLOOR, candidates);
-        let total = set_weights(candidates);
+        scanner.collect_top(row, cut.top_k, candidates);
+        let total = set_weights(candidates, scale);
         if is_nucleus {
             keep_nucleus(candidates, f64::from(cut.top_p) * total);
         }
     } else if is_nucleus {
-        let target = f64::from(cut.top_p) * rows::sum_exp(row, 0.0);
-        rows::collect_from(row, FIRST_FLOOR, candidates);
-        if set_weights(candidates) < target {
-            candidates.clear();
-            rows::collect_from(row, f32::MIN, candidates);
-            set_weights(candidates);
+        let target = f64::from(cut.top_p) * scanner.sum_exp(row, scale.max, scale.factor);
+        scanner.collect_from(row, scale.logit(FIRST_FLOOR), candidates);
+        if set_weights(candidates, scale) < target {
+            scanner.collect_from(row, f32::MIN, candidates);
+            set_weights(candidates, scale);
         }
         keep_nucleus(candidates, target);
     } else {
-        rows::collect_from(row, cut.min_logit, candidates);
-        set_weights(candidates);
+        scanner.collect_from(row, min_logit, candidates);
+        set_weights(candidates, scale);
     }
-    candidates.retain(|candidate| candidate.logit >= cut.min_logit);
+    candidates.retain(|candidate| candidate.logit >= min_logit);
 }
 
 /// Sets every weight and returns their sum.
-fn set_weights(candidates: &mut [Candidate]) -> f64 {
+fn set_weights(candidates: &mut [Candidate], scale: Scale) -> f64 {
     for candidate in &mut *candidates {
-        candidate.weight = candidate.logit.exp();
+        candidate.weight = scale.weight(candidate.logit);
     }
     sum_of(candidates)
 }
@@ -160,34 +184,27 @@ fn keep_nucleus(candidates: &mut Vec<Candidate>, target: f64) {
 }
 
 fn draw_from_candidates(candidates: &[Candidate], uniform: f64) -> Option<TokenId> {
-    let mut left = uniform * sum_of(candidates);
-    let mut chosen = None;
-    for candidate in candidates {
-        let weight = f64::from(candidate.weight);
-        if weight > 0.0 {
-            chosen = Some(candidate.id);
-            if left < weight {
-                break;
-            }
-        }
-        left -= weight;
-    }
-    chosen
+    let weights = candidates.iter().map(|candidate| f64::from(candidate.weight));
+    let (idx, _) = pick(weights, uniform * sum_of(candidates))?;
+    Some(candidates[idx].id)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokenmill_kernels::isa::Isa;
 
     const NUM_DRAWS: u32 = 20_000;
 
     /// Draws often from `row` and compares with `weights` (unnormalised; 0: must never come) by a chi-square bound.
     fn check(params: &SamplingParams, row: &[f32], weights: &[f64]) {
         let mut rng = Rng::new(11);
+        let mut scanner = RowScanner::new(Isa::best(), row.len());
         let mut scratch = DrawScratch::new(row.len());
+        let max = scanner.max(row);
         let mut counts = vec![0_u32; row.len()];
         for _ in 0..NUM_DRAWS {
-            let token = draw(params, &mut row.to_vec(), &mut rng, &mut scratch).unwrap();
+            let token = draw(params, row, max, &mut rng, &mut scanner, &mut scratch).unwrap();
             counts[token as usize] += 1;
         }
         let total: f64 = weights.iter().sum();
@@ -265,7 +282,9 @@ mod tests {
         let weight = (-9.0_f64).exp();
         let num_spread = (0.5 * (1.0 + 29_999.0 * weight) - 1.0) / weight;
         let mut kept = Vec::new();
-        find_candidates(&row, Cut { top_k: row.len(), top_p: 0.5, min_logit: f32::NEG_INFINITY }, &mut kept);
+        let mut scanner = RowScanner::new(Isa::best(), row.len());
+        let cut = Cut { top_k: row.len(), top_p: 0.5, min_p: 0.0 };
+        find_candidates(&row, Scale { max: 0.0, factor: 1.0 }, cut, &mut scanner, &mut kept);
         let mut ids: Vec<TokenId> = kept.iter().map(|candidate| candidate.id).collect();
         ids.sort_unstable();
         // Summed in f32 weights, so the boundary may be a token or two off.
@@ -303,7 +322,7 @@ mod tests {
                     Candidate { id, logit: -f32::from(step) / 4.0, weight: 0.0 }
                 })
                 .collect();
-            let target = rng.next_f64() * set_weights(&mut candidates);
+            let target = rng.next_f64() * set_weights(&mut candidates, Scale { max: 0.0, factor: 1.0 });
             let mut sorted = candidates.clone();
             sorted.sort_by(rows::by_likelihood);
             let mut sum = 0.0;
@@ -320,11 +339,11 @@ mod tests {
 
     #[test]
     fn weights_that_are_not_numbers_give_nothing() {
-        let mut scratch = DrawScratch::new(2);
+        let (mut scanner, mut scratch) = (RowScanner::new(Isa::best(), 2), DrawScratch::new(2));
         let mut rng = Rng::new(1);
         for top_p in [1.0, 0.5] {
             let params = SamplingParams { top_p, ..SamplingParams::default() };
-            assert_eq!(draw(&params, &mut [f32::NAN, f32::NAN], &mut rng, &mut scratch), None);
+            assert_eq!(draw(&params, &[f32::NAN; 2], f32::NAN, &mut rng, &mut scanner, &mut scratch), None);
         }
     }
 }

@@ -1,16 +1,15 @@
-//! What the sampler asks of a whole row of logits; each function is one pass over it.
+//! [`RowScanner`]: what the sampler asks of a whole row of logits. Each question is one or two passes of the kernels.
 
+use tokenmill_kernels::isa::Isa;
+use tokenmill_kernels::logits::{self, TopK};
 use tokenmill_models::runner::TokenId;
-
-/// Entries whose exponentials are summed together before the sum goes to f64.
-pub(super) const CHUNK_LEN: usize = 1024;
 
 /// One token that may be chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Candidate {
     pub(super) id: TokenId,
     pub(super) logit: f32,
-    /// `exp(logit)`, set only where it is needed.
+    /// Relative to the most likely token's, which is 1; set where it is needed.
     pub(super) weight: f32,
 }
 
@@ -26,72 +25,50 @@ pub(super) fn is_finite(row: &[f32]) -> bool {
     row.iter().fold(true, |finite, x| finite & (x.to_bits() & EXPONENT != EXPONENT))
 }
 
-/// The largest entry.
-pub(super) fn max(row: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let chunks = row.chunks_exact(16);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane = if x > *lane { x } else { *lane };
-        }
+/// Looks through rows of one vocabulary; holds the memory that this takes.
+pub(super) struct RowScanner {
+    isa: Isa,
+    top_k: TopK,
+    /// `[vocab_size]` both.
+    ids: Vec<TokenId>,
+    logits: Vec<f32>,
+}
+
+impl RowScanner {
+    pub(super) fn new(isa: Isa, vocab_size: usize) -> Self {
+        Self { isa, top_k: TopK::new(vocab_size), ids: vec![0; vocab_size], logits: vec![0.0; vocab_size] }
     }
-    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |best, &x| if x > best { x } else { best })
-}
 
-/// Index of the largest entry, the first among equals.
-pub(super) fn argmax(row: &[f32]) -> usize {
-    let best = max(row);
-    row.iter().position(|&x| x == best).unwrap_or(0)
-}
-
-/// `Σ exp(x − shift)`.
-pub(super) fn sum_exp(row: &[f32], shift: f32) -> f64 {
-    row.chunks(CHUNK_LEN).map(|chunk| sum_exp_chunk(chunk, shift)).sum()
-}
-
-/// The same for at most [`CHUNK_LEN`] entries.
-pub(super) fn sum_exp_chunk(chunk: &[f32], shift: f32) -> f64 {
-    chunk.iter().map(|x| f64::from((x - shift).exp())).sum()
-}
-
-/// `(x − max) · scale` for every entry; the largest becomes 0.
-pub(super) fn shift_and_scale(row: &mut [f32], max: f32, scale: f32) {
-    for x in row {
-        *x = (*x - max) * scale;
+    /// The largest entry; −∞ if every token is forbidden.
+    pub(super) fn max(&self, row: &[f32]) -> f32 {
+        logits::max(self.isa, row)
     }
-}
 
-/// Appends every entry of at least `floor`, in order of the ids, weights unset. Forbidden tokens (−∞) never.
-pub(super) fn collect_from(row: &[f32], floor: f32, out: &mut Vec<Candidate>) {
-    let floor = floor.max(f32::MIN);
-    for (id, &logit) in (0..).zip(row) {
-        if logit >= floor {
-            out.push(Candidate { id, logit, weight: 0.0 });
-        }
+    /// The token with the largest entry, the first among equals; `None` if every token is forbidden.
+    pub(super) fn argmax(&self, row: &[f32]) -> Option<TokenId> {
+        logits::argmax(self.isa, row).map(|idx| u32::try_from(idx).expect("a vocabulary is smaller than 2^32"))
     }
-}
 
-/// Puts the `count` most likely entries into `out`, in no particular order, weights unset. Entries of at least
-/// `first_floor` are looked at first.
-pub(super) fn top_unsorted(row: &[f32], count: usize, first_floor: f32, out: &mut Vec<Candidate>) {
-    for floor in [first_floor, f32::MIN] {
+    /// `Σ exp((x − max) · scale)`.
+    pub(super) fn sum_exp(&self, row: &[f32], max: f32, scale: f32) -> f64 {
+        f64::from(logits::sum_exp(self.isa, row, max, scale))
+    }
+
+    /// Puts every entry of at least `floor` into `out`, in order of the ids, weights unset. Forbidden tokens never.
+    pub(super) fn collect_from(&mut self, row: &[f32], floor: f32, out: &mut Vec<Candidate>) {
+        let num_found = logits::collect_above(self.isa, row, floor.max(f32::MIN), &mut self.ids, &mut self.logits);
+        self.put_first(num_found, out);
+    }
+
+    /// Puts the `count` most likely entries into `out`, best first, weights unset.
+    pub(super) fn collect_top(&mut self, row: &[f32], count: usize, out: &mut Vec<Candidate>) {
+        let num_found = self.top_k.select(self.isa, row, &mut self.ids[..count], &mut self.logits[..count]);
+        self.put_first(num_found, out);
+    }
+
+    fn put_first(&self, count: usize, out: &mut Vec<Candidate>) {
         out.clear();
-        collect_from(row, floor, out);
-        if out.len() >= count {
-            break;
-        }
+        let found = self.ids[..count].iter().zip(&self.logits);
+        out.extend(found.map(|(&id, &logit)| Candidate { id, logit, weight: 0.0 }));
     }
-    if out.len() > count {
-        if count > 0 {
-            out.select_nth_unstable_by(count - 1, by_likelihood);
-        }
-        out.truncate(count);
-    }
-}
-
-/// The `count` most likely entries, best first, in `out`.
-pub(super) fn top(row: &[f32], max: f32, count: usize, out: &mut Vec<Candidate>) {
-    top_unsorted(row, count, max - 8.0, out);
-    out.sort_unstable_by(by_likelihood);
 }

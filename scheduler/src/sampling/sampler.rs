@@ -3,12 +3,14 @@
 use super::draw::{self, DrawScratch};
 use super::processors::{self, Counts};
 use super::rng::Rng;
-use super::rows::{self, Candidate};
+use super::rows::{self, Candidate, RowScanner};
 use crate::request::{SamplingParams, SeqError, TokenLogprobs};
+use tokenmill_kernels::isa::Isa;
 use tokenmill_models::runner::TokenId;
 
 /// Memory that sampling needs, for one row at a time; shared by all sequences of an engine.
 pub struct Scratch {
+    scanner: RowScanner,
     counts: Counts,
     draw: DrawScratch,
     /// `[vocab_size]`, the row while it is edited, if the original is needed afterwards.
@@ -17,10 +19,11 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Enough for rows of `vocab_size` entries.
+    /// Enough for rows of `vocab_size` entries, which are looked through with the kernels for `isa`.
     #[must_use]
-    pub fn new(vocab_size: usize) -> Self {
+    pub fn new(isa: Isa, vocab_size: usize) -> Self {
         Self {
+            scanner: RowScanner::new(isa, vocab_size),
             counts: Counts::new(vocab_size),
             draw: DrawScratch::new(vocab_size),
             edited: vec![0.0; vocab_size],
@@ -72,21 +75,33 @@ impl Sampler {
         if !rows::is_finite(row) {
             return Err(SeqError::NotFinite);
         }
-        let params = &self.params;
-        let is_greedy = params.temperature <= 0.0;
-        let is_edited = !is_greedy || processors::changes_row(params, history);
-        let Some(num_top) = params.num_logprobs else {
-            let token = choose(params, &mut self.rng, row, history, &mut scratch.counts, &mut scratch.draw)?;
+        let Some(num_top) = self.params.num_logprobs else {
+            let token = self.choose(row, history, scratch)?;
             return Ok((token, None));
         };
-        let Scratch { counts, draw, edited, top } = scratch;
-        let token = if is_edited {
+        let token = if processors::changes_row(&self.params, history) {
+            let mut edited = std::mem::take(&mut scratch.edited);
             edited.copy_from_slice(row);
-            choose(params, &mut self.rng, edited, history, counts, draw)?
+            let token = self.choose(&mut edited, history, scratch);
+            scratch.edited = edited;
+            token?
         } else {
-            first_index(rows::argmax(row))
+            self.choose(row, history, scratch)?
         };
-        Ok((token, Some(Box::new(logprobs(row, token, num_top, top)))))
+        Ok((token, Some(Box::new(logprobs(row, token, num_top, scratch)))))
+    }
+
+    fn choose(&mut self, row: &mut [f32], history: History<'_>, scratch: &mut Scratch) -> Result<TokenId, SeqError> {
+        let Scratch { scanner, counts, draw, .. } = scratch;
+        processors::apply(&self.params, history, row, counts);
+        if self.params.temperature <= 0.0 {
+            return scanner.argmax(row).ok_or(SeqError::NothingAllowed);
+        }
+        let max = scanner.max(row);
+        if max == f32::NEG_INFINITY {
+            return Err(SeqError::NothingAllowed);
+        }
+        draw::draw(&self.params, row, max, &mut self.rng, scanner, draw).ok_or(SeqError::NotFinite)
     }
 
     /// Log-probabilities of `token`, which stands after the position that `row` belongs to.
@@ -102,40 +117,21 @@ impl Sampler {
         if !rows::is_finite(row) {
             return Err(SeqError::NotFinite);
         }
-        Ok(logprobs(row, token, num_top, &mut scratch.top))
+        Ok(logprobs(row, token, num_top, scratch))
     }
-}
-
-fn choose(
-    params: &SamplingParams,
-    rng: &mut Rng,
-    row: &mut [f32],
-    history: History<'_>,
-    counts: &mut Counts,
-    scratch: &mut DrawScratch,
-) -> Result<TokenId, SeqError> {
-    processors::apply(params, history, row, counts);
-    if params.temperature <= 0.0 {
-        let best = rows::argmax(row);
-        return if row[best] == f32::NEG_INFINITY { Err(SeqError::NothingAllowed) } else { Ok(first_index(best)) };
-    }
-    if rows::max(row) == f32::NEG_INFINITY {
-        return Err(SeqError::NothingAllowed);
-    }
-    draw::draw(params, row, rng, scratch).ok_or(SeqError::NotFinite)
-}
-
-fn first_index(idx: usize) -> TokenId {
-    u32::try_from(idx).expect("a vocabulary is smaller than 2^32")
 }
 
 /// Log-softmax of the raw row: of `token` and of the `num_top` most likely tokens.
-#[expect(clippy::cast_possible_truncation, reason = "a logarithm of a sum of at most 2^32 ones fits f32 well")]
-fn logprobs(row: &[f32], token: TokenId, num_top: u32, scratch: &mut Vec<Candidate>) -> TokenLogprobs {
-    let max = rows::max(row);
-    let log_sum = max + rows::sum_exp(row, max).ln() as f32;
-    rows::top(row, max, (num_top as usize).min(row.len()), scratch);
-    let top = scratch.iter().map(|candidate| (candidate.id, candidate.logit - log_sum)).collect();
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the logarithm of a sum of at most 2^32 ones is far from f32's limits"
+)]
+fn logprobs(row: &[f32], token: TokenId, num_top: u32, scratch: &mut Scratch) -> TokenLogprobs {
+    let Scratch { scanner, top, .. } = scratch;
+    let max = scanner.max(row);
+    let log_sum = max + scanner.sum_exp(row, max, 1.0).ln() as f32;
+    scanner.collect_top(row, (num_top as usize).min(row.len()), top);
+    let top = top.iter().map(|candidate| (candidate.id, candidate.logit - log_sum)).collect();
     TokenLogprobs { logprob: row[token as usize] - log_sum, top }
 }
 
@@ -146,7 +142,7 @@ mod tests {
     const NOTHING: History<'static> = History { prompt: &[], output: &[] };
 
     fn sample(params: &SamplingParams, row: &[f32]) -> Result<(TokenId, Option<TokenLogprobs>), SeqError> {
-        let mut scratch = Scratch::new(row.len());
+        let mut scratch = Scratch::new(Isa::best(), row.len());
         let sampled = Sampler::new(params.clone()).sample(&mut row.to_vec(), NOTHING, &mut scratch);
         sampled.map(|(token, logprobs)| (token, logprobs.map(|logprobs| *logprobs)))
     }
@@ -172,7 +168,7 @@ mod tests {
             for params in [greedy(), SamplingParams::default()] {
                 assert_eq!(sample(&params, &[0.0, bad]), Err(SeqError::NotFinite), "{bad}");
             }
-            let mut scratch = Scratch::new(2);
+            let mut scratch = Scratch::new(Isa::best(), 2);
             assert_eq!(Sampler::prompt_logprobs(&[bad, 0.0], 1, 0, &mut scratch), Err(SeqError::NotFinite));
         }
     }
@@ -190,7 +186,7 @@ mod tests {
     #[test]
     fn extreme_parameters_still_choose() {
         let params = SamplingParams { repetition_penalty: f32::MIN_POSITIVE, ..SamplingParams::default() };
-        let mut scratch = Scratch::new(2);
+        let mut scratch = Scratch::new(Isa::best(), 2);
         let history = History { prompt: &[0], output: &[] };
         let mut row = [1e30, -1e30];
         assert_eq!(Sampler::new(params).sample(&mut row, history, &mut scratch), Ok((0, None)));
@@ -226,7 +222,7 @@ mod tests {
         let row: Vec<f32> = (0..50_u8).map(|i| f32::from(i % 7)).collect();
         let draw = |seed| {
             let mut sampler = Sampler::new(SamplingParams { seed, ..SamplingParams::default() });
-            let mut scratch = Scratch::new(row.len());
+            let mut scratch = Scratch::new(Isa::best(), row.len());
             let next = |_| sampler.sample(&mut row.clone(), NOTHING, &mut scratch).unwrap().0;
             (0..20).map(next).collect::<Vec<TokenId>>()
         };
