@@ -17,4 +17,5 @@ pub mod router;
 pub mod server;
 pub mod sse;
 pub mod stream;
+pub mod synth;
 pub mod trace;

@@ -5,6 +5,7 @@
 
 pub mod gguf;
 pub mod gguf_metadata;
+pub mod gguf_writer;
 pub mod mmap;
 pub mod safetensors;
 pub mod shape;
