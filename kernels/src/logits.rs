@@ -126,37 +126,43 @@ impl Task for CollectAbove<'_> {
     fn run<S: Simd>(self, simd: S) -> usize {
         let threshold = simd.splat(self.threshold);
         let mut found = 0;
-        let mut take = |mask: u16, base: usize| {
-            if mask == 0 {
-                return;
-            }
-            if let Some(out) = self.ids.get_mut(found..found + LANES).and_then(|ids| ids.first_chunk_mut::<LANES>()) {
-                simd.compress_ids(mask, base as u32, out);
-            } else if let Some(out) = self.ids.get_mut(found..) {
-                let mut lanes = [0; LANES];
-                simd.compress_ids(mask, base as u32, &mut lanes);
-                let len = out.len().min(mask.count_ones() as usize);
-                out[..len].copy_from_slice(&lanes[..len]);
-            }
-            found += mask.count_ones() as usize;
-        };
         let (rounds, rest) = self.logits.as_chunks::<{ 4 * LANES }>();
         for (round_idx, round) in rounds.iter().enumerate() {
             let (chunks, _) = round.as_chunks::<LANES>();
-            let masks: [u16; 4] = std::array::from_fn(|i| simd.mask_ge(simd.load(&chunks[i]), threshold));
+            let mut masks = [0; 4];
+            for i in 0..4 {
+                masks[i] = simd.mask_ge(simd.load(&chunks[i]), threshold);
+            }
             if masks != [0; 4] {
-                for (i, mask) in masks.into_iter().enumerate() {
-                    take(mask, (4 * round_idx + i) * LANES);
+                for i in 0..4 {
+                    found += put(simd, masks[i], (4 * round_idx + i) * LANES, found, self.ids);
                 }
             }
         }
         let start = self.logits.len() - rest.len();
         for (i, chunk) in rest.chunks(LANES).enumerate() {
             let mask = simd.mask_ge(simd.load(&partial(chunk, f32::NAN)), threshold);
-            take(mask, start + i * LANES);
+            found += put(simd, mask, start + i * LANES, found, self.ids);
         }
         found
     }
+}
+
+/// Writes the indices of a mask's bits from `ids[at]` on, as far as there is room, and returns how many it has.
+#[inline(always)]
+fn put<S: Simd>(simd: S, mask: u16, base: usize, at: usize, ids: &mut [u32]) -> usize {
+    let len = mask.count_ones() as usize;
+    let room = ids.len().saturating_sub(at);
+    if room >= LANES {
+        if let Some(out) = ids[at..].first_chunk_mut::<LANES>() {
+            simd.compress_ids(mask, base as u32, out);
+        }
+    } else if room > 0 {
+        let mut lanes = [0; LANES];
+        simd.compress_ids(mask, base as u32, &mut lanes);
+        ids[at..at + room.min(len)].copy_from_slice(&lanes[..room.min(len)]);
+    }
+    len
 }
 
 /// Finds the largest elements of rows; holds the memory that this takes.

@@ -184,8 +184,12 @@ impl AttentionScratch {
             }
         }
         if self.items.len() <= MAX_SORTED_ITEMS {
-            // The biggest first, so that threads finish together.
-            self.items.sort_unstable_by_key(|item| (Reverse(item.cost), item.seq, item.kv_head, item.first_query));
+            // The longest first, so that threads finish together, but items that read the same pages next to each
+            // other, so that they find them in the cache.
+            self.items.sort_unstable_by_key(|item| {
+                let context_len = params.seqs[item.seq].context_len;
+                (Reverse(context_len), item.seq, item.kv_head, Reverse(item.first_query), Reverse(item.cost))
+            });
         }
     }
 }

@@ -39,7 +39,7 @@ impl Prefetch {
     pub(super) const NONE: Prefetch = Prefetch { address: std::ptr::null(), lines_per_step: 0 };
 }
 
-/// Most tiles of lanes that `rows` rows can have at once.
+/// Most tiles of lanes that `rows` rows can have at once: 1, 2 or 4.
 #[inline(always)]
 pub(super) fn max_tiles<S: Simd>(rows: usize) -> usize {
     match S::MAX_ACCUMULATORS / rows {
@@ -75,7 +75,7 @@ impl<E: KvElement, const R: usize, const T: usize> Task for Tile<'_, E, R, T> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         // Known at compile time: shapes that an instruction set never asks for cost no code.
-        if R > S::MAX_ROWS || R * T > S::MAX_ACCUMULATORS {
+        if R > S::MAX_ROWS || T > max_tiles::<S>(R) {
             unreachable!("a tile of {R} by {T}");
         }
         let Operands { a, a_stride, len, b, b_step, b_tile_step, out, out_stride, start, prefetch } = self.0;

@@ -56,7 +56,7 @@ fn scale_by_power(x: __m256, n: __m256) -> __m256 {
 
 impl Simd for Avx2 {
     type F32 = Pair;
-    const MAX_ACCUMULATORS: usize = 6;
+    const MAX_ACCUMULATORS: usize = 5;
     const MAX_ROWS: usize = 6;
 
     #[inline(always)]

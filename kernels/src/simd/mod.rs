@@ -19,7 +19,10 @@ pub(crate) const LANES: usize = 16;
 /// The memory of one [`Simd::F32`].
 pub(crate) type Lanes = [f32; LANES];
 
-/// A computation that is compiled once per instruction set. `run` must be `#[inline(always)]`.
+/// A computation that is compiled once per instruction set.
+///
+/// `run` and all that it calls with a [`Simd`] must be `#[inline(always)]`, and no closure may use one: a function that
+/// is not inlined is compiled without the instructions, and calls each of them.
 pub(crate) trait Task {
     /// What it returns.
     type Output;
@@ -31,9 +34,9 @@ pub(crate) trait Task {
 pub(crate) trait Simd: Copy {
     /// Sixteen lanes in registers.
     type F32: Copy;
-    /// Most values of [`Simd::F32`] that a loop can accumulate in registers.
+    /// Most values of [`Simd::F32`] that a loop over several columns of lanes can accumulate in registers.
     const MAX_ACCUMULATORS: usize;
-    /// Most rows of a tile of accumulators.
+    /// Most that a loop over one column can.
     const MAX_ROWS: usize;
 
     /// Runs `task` in a function of its own, compiled for this instruction set.

@@ -36,7 +36,7 @@ fn power_of_two(n: i32) -> f32 {
 
 impl Simd for Portable {
     type F32 = Lanes;
-    const MAX_ACCUMULATORS: usize = 6;
+    const MAX_ACCUMULATORS: usize = 5;
     const MAX_ROWS: usize = 6;
 
     #[inline(always)]
