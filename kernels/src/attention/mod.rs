@@ -290,7 +290,7 @@ fn attend_as<E: KvElement>(
     if total < MIN_PARALLEL_WORK {
         work(0);
     } else {
-        pool.run(work);
+        pool.for_each_on(num_threads, 1, |thread_idx, _| work(thread_idx));
     }
     for Split { item, partials: Range2 { start, end } } in splits {
         let partials = &mut partials[*start * partial_len..*end * partial_len];
