@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::sse::SseOptions;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -77,7 +77,7 @@ pub enum Stage {
 #[derive(Debug, Default)]
 pub struct Lifecycle {
     stage: AtomicU8,
-    engine_dead: AtomicBool,
+    engine_dead: CancellationToken,
     in_flight: AtomicUsize,
     idle: Notify,
     draining: CancellationToken,
@@ -131,14 +131,19 @@ impl Lifecycle {
         self.closed.cancelled().await;
     }
 
-    /// The engine has died: `/health` and `/readyz` say so, and the process should be replaced.
+    /// The engine has died: `/health` and `/readyz` say so, the server drains and the process ends.
     pub fn set_engine_dead(&self) {
-        self.engine_dead.store(true, Ordering::Release);
+        self.engine_dead.cancel();
     }
 
     /// Whether the engine has died.
     pub fn is_engine_dead(&self) -> bool {
-        self.engine_dead.load(Ordering::Acquire)
+        self.engine_dead.is_cancelled()
+    }
+
+    /// Resolves when the engine has died.
+    pub async fn engine_dead(&self) {
+        self.engine_dead.cancelled().await;
     }
 
     /// Requests whose response has not been written to its end.

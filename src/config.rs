@@ -3,6 +3,7 @@
 //! Defaults (config/default.yaml, built in) < the file of `--config` < environment < flags. Every setting is applied by itself,
 //! so an error names the key and where it came from. This is the only place that reads the environment.
 
+pub mod machine;
 mod source;
 mod units;
 
@@ -14,6 +15,27 @@ use std::path::{Path, PathBuf};
 
 /// config/default.yaml: every setting, its default and what it means.
 pub const DEFAULTS: &str = include_str!("../config/default.yaml");
+
+/// The settings that have a flag, and a short environment variable, of their own: name and key.
+/// `--max-queue` and `TOKENMILL_MAX_QUEUE` both are `limits.max_queue`.
+pub const FLAGS: &[(&str, &str)] = &[
+    ("model", "model"),
+    ("model_name", "model_name"),
+    ("port", "server.port"),
+    ("host", "server.host"),
+    ("threads", "engine.threads"),
+    ("memory", "engine.memory"),
+    ("ctx", "engine.ctx"),
+    ("quantize", "engine.quantize"),
+    ("kv_type", "engine.kv_type"),
+    ("data_dir", "data_dir"),
+    ("api_key_file", "auth.key_file"),
+    ("max_queue", "limits.max_queue"),
+    ("max_batch_tokens", "engine.max_batch_tokens"),
+    ("max_batch_seqs", "engine.max_batch_seqs"),
+    ("log_level", "log.level"),
+    ("log_format", "log.format"),
+];
 
 /// All settings.
 #[derive(Clone, Debug, Deserialize)]
@@ -195,7 +217,15 @@ impl Config {
         // Named here alone: everything else is handed its settings.
         layers.push(Overrides::from_environment(std::env::vars_os())?);
         layers.push(flags);
-        let config = source::merge(&layers)?;
+        Self::from_layers(&layers)
+    }
+
+    /// The defaults, then `layers` in order; validated.
+    ///
+    /// # Errors
+    /// One line that names the key and where it was set.
+    pub fn from_layers(layers: &[Overrides]) -> Result<Self, ConfigError> {
+        let config = source::merge(layers)?;
         config.validate()?;
         Ok(config)
     }
@@ -220,6 +250,13 @@ impl Config {
             if span.get().is_zero() {
                 return Err(ConfigError::invalid(key, "must be longer than 0"));
             }
+        }
+        if self.model.is_empty() {
+            return Err(ConfigError::invalid("model", "is empty; name a GGUF file, a Hugging Face folder or demo"));
+        }
+        if tracing_subscriber::EnvFilter::try_new(&self.log.level).is_err() {
+            let message = format!("'{}' is not a level; use error, warn, info, debug or trace", self.log.level);
+            return Err(ConfigError::invalid("log.level", &message));
         }
         if let Auto::Value(threads) = server.threads {
             in_range("server.threads", u64::from(threads), 1, 64)?;

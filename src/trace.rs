@@ -2,12 +2,40 @@
 //!
 //! No prompt, key or generated text is ever logged; fields are, and their control characters are escaped by the formatter.
 
+use crate::config::{LogConfig, LogFormat};
 use hyper::HeaderMap;
 use hyper::header::HeaderValue;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::IsTerminal;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use tracing_subscriber::EnvFilter;
+
+/// Starts logging to standard error, and logs panics from now on. Once per process; later calls change nothing.
+///
+/// # Errors
+/// If the level cannot be parsed, which `Config::validate` has ruled out.
+pub fn init(config: &LogConfig) -> Result<(), tracing_subscriber::filter::ParseError> {
+    let filter = EnvFilter::try_new(&config.level)?;
+    let is_terminal = std::io::stderr().is_terminal();
+    let as_json = match config.format {
+        LogFormat::Auto => !is_terminal,
+        LogFormat::Text => false,
+        LogFormat::Json => true,
+    };
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(is_terminal);
+    // A second start in one process (tests) keeps the first one's log.
+    let _already_set =
+        if as_json { builder.json().flatten_event(true).try_init() } else { builder.with_target(false).try_init() };
+    std::panic::set_hook(Box::new(|panic| {
+        let message = panic.payload_as_str().unwrap_or("(no message)");
+        let location = panic.location().map(ToString::to_string).unwrap_or_default();
+        let thread = std::thread::current();
+        tracing::error!(message_of_panic = message, location, thread = thread.name(), "panic");
+    }));
+    Ok(())
+}
 
 /// The header that carries a request's id, in and out.
 pub const REQUEST_ID_HEADER: &str = "x-request-id";

@@ -3,7 +3,7 @@
 //! A source is a list of single settings, each with a path (`server.port`), a value and an origin for messages. [`merge`] lays
 //! them over the defaults one by one and tries the whole each time, so the first setting that does not fit is the one named.
 
-use super::{Config, DEFAULTS};
+use super::{Config, DEFAULTS, FLAGS};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -86,12 +86,10 @@ impl Overrides {
         Self::default()
     }
 
-    /// A flag's value, if the flag was given. `key` is a path such as `server.port`.
-    pub fn flag(&mut self, flag: &str, key: &str, value: Option<impl ToString>) {
-        if let Some(value) = value {
-            let path = key.split('.').map(str::to_owned).collect();
-            self.0.push(Setting { path, values: readings(&value.to_string()), origin: flag.to_owned() });
-        }
+    /// Adds one setting as text; `origin` (a flag's name) is named in errors, `key` is a path such as `server.port`.
+    pub fn set(&mut self, origin: &str, key: &str, value: &str) {
+        let path = key.split('.').map(str::to_owned).collect();
+        self.0.push(Setting { path, values: readings(value), origin: origin.to_owned() });
     }
 
     /// The settings of a YAML file.
@@ -123,7 +121,8 @@ impl Overrides {
         Ok(Self(settings))
     }
 
-    /// The settings among environment variables: `TOKENMILL_SERVER__PORT` is `server.port`.
+    /// The settings among environment variables: `TOKENMILL_SERVER__PORT` is `server.port`, and so is `TOKENMILL_PORT`, for the
+    /// flag is `--port`.
     ///
     /// # Errors
     /// If one of ours is not UTF-8.
@@ -138,7 +137,12 @@ impl Overrides {
             let Ok(value) = value.into_string() else {
                 return Err(ConfigError::Syntax { origin: name, reason: "the value is not UTF-8".to_owned() });
             };
-            let path = name[ENV_PREFIX.len()..].to_ascii_lowercase().split("__").map(str::to_owned).collect();
+            let key = name[ENV_PREFIX.len()..].to_ascii_lowercase();
+            let key = FLAGS
+                .iter()
+                .find(|(flag, _)| *flag == key)
+                .map_or(key.replace("__", "."), |(_, key)| (*key).to_owned());
+            let path = key.split('.').map(str::to_owned).collect();
             settings.push(Setting { path, values: readings(&value), origin: name });
         }
         Ok(Self(settings))
@@ -159,7 +163,7 @@ pub(super) fn merge(layers: &[Overrides]) -> Result<Config, ConfigError> {
 
 fn apply(tree: &mut Value, defaults: &Value, setting: &Setting) -> Result<(), ConfigError> {
     let key = setting.path.join(".");
-    match at_path(defaults, &setting.path) {
+    let takes_list = match at_path(defaults, &setting.path) {
         None => {
             return Err(ConfigError::UnknownKey {
                 origin: setting.origin.clone(),
@@ -171,10 +175,10 @@ fn apply(tree: &mut Value, defaults: &Value, setting: &Setting) -> Result<(), Co
             let reason = "it is a section; set the keys in it".to_owned();
             return Err(ConfigError::BadValue { origin: setting.origin.clone(), key, reason });
         }
-        Some(_) => {}
-    }
-    let mut reason = String::new();
-    for value in &setting.values {
+        Some(default) => default.is_array(),
+    };
+    let mut reason = "a list does not fit".to_owned();
+    for value in setting.values.iter().filter(|value| takes_list || !value.is_array()) {
         let mut tried = tree.clone();
         *at_path_mut(&mut tried, &setting.path).expect("the path is in the defaults") = value.clone();
         match Config::deserialize(&tried) {
@@ -292,8 +296,7 @@ mod tests {
     #[test]
     fn later_sources_win() {
         let mut flags = Overrides::new();
-        flags.flag("--port", "server.port", Some(3));
-        flags.flag("--host", "server.host", None::<String>);
+        flags.set("--port", "server.port", "3");
         let file = yaml("server: {port: 1, host: '::1'}\nmodel: a.gguf");
         let env = env(&[("TOKENMILL_SERVER__PORT", "2"), ("TOKENMILL_MODEL", "7"), ("OTHER", "x")]);
         let config = merge(&[file, env, flags]).unwrap();
@@ -305,7 +308,7 @@ mod tests {
         let config = merge(&[env(&[
             ("TOKENMILL_AUTH__KEYS", "one, two"),
             ("TOKENMILL_ENGINE__MEMORY", "4GiB"),
-            ("TOKENMILL_ENGINE__THREADS", "3"),
+            ("TOKENMILL_THREADS", "3"),
             ("TOKENMILL_SERVER__IDLE_TIMEOUT", "90"),
             ("TOKENMILL_ENGINE__QUANTIZE", "none"),
         ])])
@@ -326,14 +329,15 @@ mod tests {
         check(yaml("server: {prot: 1}"), &["test.yaml", "unknown key `server.prot`", "did you mean `server.port`?"]);
         check(yaml("port: 1"), &["unknown key `port`", "did you mean `server.port`?"]);
         check(yaml("xyzzy: 1"), &["unknown key `xyzzy`"]);
-        check(yaml("server: {port: many}"), &["bad value for `server.port`"]);
+        check(yaml("server: {port: many}"), &["bad value for `server.port`", "\"many\""]);
         check(yaml("server: {port: 70000}"), &["bad value for `server.port`"]);
         check(yaml("server: 5"), &["`server`", "section"]);
         check(yaml("engine: {quantize: q5_0}"), &["`engine.quantize`", "q8_0"]);
         check(yaml("engine: {memory: much}"), &["`engine.memory`", "4GiB"]);
         check(env(&[("TOKENMILL_SERVER_PORT", "1")]), &["TOKENMILL_SERVER_PORT", "did you mean `server.port`?"]);
+        check(env(&[("TOKENMILL_PORT", "x")]), &["TOKENMILL_PORT: bad value for `server.port`", "\"x\""]);
         let mut flags = Overrides::new();
-        flags.flag("--ctx", "engine.ctx", Some("-4"));
+        flags.set("--ctx", "engine.ctx", "-4");
         check(flags, &["--ctx: bad value for `engine.ctx`"]);
     }
 

@@ -1,0 +1,173 @@
+//! The command line: subcommands and flags, and which setting each flag is.
+//!
+//! Flags hold text as typed; src/config.rs gives them types, so that a bad value gets the same message from every source.
+
+use crate::config::{ConfigError, FLAGS, Overrides};
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Serves language models from small machines with OpenAI's API.
+#[derive(Debug, Parser)]
+#[command(name = "tokenmill", version, about, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve a model over HTTP (settings: defaults < --config FILE < TOKENMILL_… < flags)
+    Serve(Box<ServeArgs>),
+}
+
+/// Flags of `tokenmill serve`. All of them are settings; config/default.yaml documents each.
+#[derive(Debug, Default, Args)]
+pub struct ServeArgs {
+    /// GGUF file, Hugging Face folder, or `demo` [default: demo]
+    #[arg(long, value_name = "SPEC")]
+    pub model: Option<String>,
+    /// Name that clients use for the model [default: the file's or folder's name]
+    #[arg(long, value_name = "NAME")]
+    pub model_name: Option<String>,
+    /// Port to listen on; 0 takes a free one [default: 8000]
+    #[arg(long)]
+    pub port: Option<String>,
+    /// Address to listen on [default: 127.0.0.1]
+    #[arg(long)]
+    pub host: Option<String>,
+    /// Threads that compute [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<String>,
+    /// Memory for weights, KV cache and buffers, as in 3GiB [default: the machine's, less a margin]
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// Longest sequence, prompt and output together [default: the model's, as far as memory allows]
+    #[arg(long, value_name = "TOKENS")]
+    pub ctx: Option<String>,
+    /// `auto`, `q8_0`, `q4_0`, or `none` for f32 throughout [default: auto]
+    #[arg(long, value_name = "FORMAT")]
+    pub quantize: Option<String>,
+    /// KV cache: `auto`, `f32`, `f16` or `int8` [default: auto]
+    #[arg(long, value_name = "TYPE")]
+    pub kv_type: Option<String>,
+    /// Where Tokenmill keeps what it writes [default: ~/.local/share/tokenmill]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<String>,
+    /// File with one API key per line; without keys everybody is let in
+    #[arg(long, value_name = "FILE")]
+    pub api_key_file: Option<String>,
+    /// Requests that may wait; more get 503 [default: 1024]
+    #[arg(long, value_name = "N")]
+    pub max_queue: Option<String>,
+    /// Tokens per engine step [default: 256]
+    #[arg(long, value_name = "N")]
+    pub max_batch_tokens: Option<String>,
+    /// Sequences per engine step [default: 64]
+    #[arg(long, value_name = "N")]
+    pub max_batch_seqs: Option<String>,
+    /// error, warn, info, debug or trace [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+    /// auto, text or json [default: auto]
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<String>,
+    /// YAML file with settings
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Any other setting, as in `--set server.idle_timeout=90s`
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+impl ServeArgs {
+    /// The settings among the flags.
+    ///
+    /// # Errors
+    /// A `--set` without `=`.
+    pub fn overrides(&self) -> Result<Overrides, ConfigError> {
+        let mut overrides = Overrides::new();
+        for assignment in &self.set {
+            let Some((key, value)) = assignment.split_once('=') else {
+                return Err(ConfigError::Syntax {
+                    origin: format!("--set {assignment}"),
+                    reason: "expected KEY=VALUE, as in --set server.idle_timeout=90s".to_owned(),
+                });
+            };
+            overrides.set("--set", key.trim(), value);
+        }
+        for (flag, key) in FLAGS {
+            if let Some(value) = self.value_of(flag) {
+                overrides.set(&format!("--{}", flag.replace('_', "-")), key, value);
+            }
+        }
+        Ok(overrides)
+    }
+
+    fn value_of(&self, flag: &str) -> Option<&str> {
+        let value = match flag {
+            "model" => &self.model,
+            "model_name" => &self.model_name,
+            "port" => &self.port,
+            "host" => &self.host,
+            "threads" => &self.threads,
+            "memory" => &self.memory,
+            "ctx" => &self.ctx,
+            "quantize" => &self.quantize,
+            "kv_type" => &self.kv_type,
+            "data_dir" => &self.data_dir,
+            "api_key_file" => &self.api_key_file,
+            "max_queue" => &self.max_queue,
+            "max_batch_tokens" => &self.max_batch_tokens,
+            "max_batch_seqs" => &self.max_batch_seqs,
+            "log_level" => &self.log_level,
+            "log_format" => &self.log_format,
+            _ => return None,
+        };
+        value.as_deref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use clap::CommandFactory;
+
+    #[test]
+    fn clap_finds_nothing_wrong() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_is_a_setting_and_reaches_it() {
+        let mut command = Cli::command();
+        let serve = command.find_subcommand_mut("serve").unwrap();
+        let mut names: Vec<_> = serve.get_arguments().map(|arg| arg.get_id().to_string()).collect();
+        names.retain(|name| !["config", "set", "help", "version"].contains(&name.as_str()));
+        let flags: Vec<_> = FLAGS.iter().map(|(flag, _)| (*flag).to_owned()).collect();
+        assert_eq!(names.len(), flags.len());
+        for flag in &flags {
+            assert!(names.contains(flag), "{flag}");
+            let argument = format!("--{}=17", flag.replace('_', "-"));
+            let cli = Cli::try_parse_from(["tokenmill", "serve", &argument]).unwrap();
+            let Command::Serve(args) = cli.command;
+            assert_eq!(args.value_of(flag), Some("17"), "{flag}");
+        }
+    }
+
+    #[test]
+    fn flags_win_and_set_reaches_every_setting() {
+        let parse = |arguments: &[&str]| {
+            let cli = Cli::try_parse_from([&["tokenmill", "serve"], arguments].concat()).unwrap();
+            let Command::Serve(args) = cli.command;
+            args.overrides().and_then(|flags| Config::from_layers(&[flags]))
+        };
+        let config = parse(&["--port", "9", "--set", "server.idle_timeout=90s", "--set", "server.port=8"]).unwrap();
+        assert_eq!((config.server.port, config.server.idle_timeout.get().as_secs()), (9, 90));
+        assert!(parse(&["--set", "port"]).unwrap_err().to_string().contains("KEY=VALUE"));
+        let error = parse(&["--max-queue", "few"]).unwrap_err().to_string();
+        assert!(error.starts_with("--max-queue: bad value for `limits.max_queue`"), "{error}");
+    }
+}

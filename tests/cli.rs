@@ -1,0 +1,156 @@
+//! The binary: what it says and how it exits when something is wrong, and how it ends.
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Output, Stdio};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_tokenmill");
+
+/// The binary with an empty environment, so that the tester's own settings do not matter.
+fn tokenmill(arguments: &[&str]) -> Command {
+    let mut command = Command::new(BINARY);
+    command.args(arguments).env_clear().stdin(Stdio::null());
+    command
+}
+
+/// Fails with `code` and one line on stderr that holds all of `parts`.
+fn check_error(output: &Output, code: i32, parts: &[&str]) {
+    let stderr = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    let lines: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(lines.len(), 1, "{stderr}");
+    for part in parts {
+        assert!(lines[0].contains(part), "no {part:?} in {stderr}");
+    }
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn version_and_help() {
+    let output = tokenmill(&["--version"]).output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), concat!("tokenmill ", env!("CARGO_PKG_VERSION"), "\n"));
+    let output = tokenmill(&["serve", "--help"]).output().unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
+    for flag in
+        ["--model", "--port", "--host", "--threads", "--memory", "--ctx", "--quantize", "--data-dir", "--config"]
+    {
+        assert!(help.contains(flag), "{flag}");
+    }
+}
+
+#[test]
+fn bad_settings_name_key_and_source() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("my.yaml");
+    let with_file = |text: &str, code: i32, parts: &[&str]| {
+        std::fs::write(&file, text).unwrap();
+        let output = tokenmill(&["serve", "--config", file.to_str().unwrap()]).output().unwrap();
+        check_error(&output, code, parts);
+    };
+    with_file("server:\n  prot: 80\n", 2, &["my.yaml", "unknown key `server.prot`", "did you mean `server.port`?"]);
+    with_file("server:\n  port: [1]\n", 2, &["my.yaml", "`server.port`"]);
+    with_file("server: {port: 1\n", 2, &["my.yaml"]);
+    with_file("limits:\n  max_n: 0\n", 2, &["`limits.max_n`", "between 1 and 128"]);
+    with_file("log:\n  level: loud=very\n", 2, &["`log.level`"]);
+    with_file("auth:\n  key_file: /no/such/keys\n", 2, &["`auth.key_file`", "/no/such/keys"]);
+
+    let output = tokenmill(&["serve", "--config", "/no/such.yaml"]).output().unwrap();
+    check_error(&output, 2, &["cannot read the config file /no/such.yaml"]);
+    let output = tokenmill(&["serve", "--memory", "lots"]).output().unwrap();
+    check_error(&output, 2, &["--memory", "`engine.memory`", "4GiB"]);
+    let output = tokenmill(&["serve"]).env("TOKENMILL_PORT", "http").output().unwrap();
+    check_error(&output, 2, &["TOKENMILL_PORT", "`server.port`"]);
+    let output = tokenmill(&["serve"]).env("TOKENMILL_SERVER__PROT", "1").output().unwrap();
+    check_error(&output, 2, &["TOKENMILL_SERVER__PROT", "did you mean `server.port`?"]);
+    let output = tokenmill(&["serve", "--prot", "1"]).output().unwrap();
+    check_error(&output, 2, &["--prot"]);
+}
+
+#[test]
+fn a_taken_port_is_told_before_the_model_is_loaded() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let output = tokenmill(&["serve", "--port", &port]).env("HOME", "/nonexistent").output().unwrap();
+    check_error(&output, 1, &[&format!("127.0.0.1:{port}"), "the port is taken", "--port"]);
+    let output = tokenmill(&["serve", "--port", "0", "--host", "203.0.113.1"]).output().unwrap();
+    check_error(&output, 1, &["203.0.113.1", "--host"]);
+}
+
+/// A running server; killed when dropped.
+struct Running {
+    child: Child,
+    address: String,
+    log: BufReader<std::process::ChildStderr>,
+}
+
+impl Running {
+    /// Waits until the server says where it listens.
+    fn start(arguments: &[&str]) -> Self {
+        let mut command = tokenmill(&[&["serve", "--port", "0", "--log-format", "json"], arguments].concat());
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        loop {
+            line.clear();
+            assert!(log.read_line(&mut line).unwrap() > 0, "the server ended before it listened");
+            let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("no JSON: {line}"));
+            if event["message"] == "listening" {
+                let address = event["address"].as_str().unwrap().trim_start_matches("http://").to_owned();
+                return Self { child, address, log };
+            }
+        }
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+    }
+
+    fn get(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn sigterm_ends_it_with_success_and_a_log_without_secrets() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("keys");
+    std::fs::write(&keys, "planted-secret\n").unwrap();
+    let mut running = Running::start(&["--api-key-file", keys.to_str().unwrap(), "--log-level", "trace"]);
+    assert!(running.get("/livez").starts_with("HTTP/1.1 200"));
+    assert!(running.get("/metrics").starts_with("HTTP/1.1 401"));
+    assert!(running.get("/metrics?key=planted-secret").starts_with("HTTP/1.1 401"));
+    running.signal("TERM");
+    assert_eq!(running.child.wait().unwrap().code(), Some(0));
+    let mut rest = String::new();
+    running.log.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("server stopped") && !rest.contains("planted-secret"), "{rest}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let mut running = Running::start(&["--set", "server.drain_timeout=5m"]);
+    // A request whose body is missing holds the drain up.
+    let mut stream = TcpStream::connect(&running.address).unwrap();
+    write!(stream, "GET /version HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n").unwrap();
+    while !running.get("/metrics").contains("\ntokenmill_http_requests_in_flight 2\n") {}
+    running.signal("INT");
+    while !running.get("/readyz").contains("server_shutting_down") {}
+    running.signal("TERM");
+    assert_eq!(running.child.wait().unwrap().code(), Some(130));
+}
