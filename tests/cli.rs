@@ -90,17 +90,18 @@ impl Running {
     fn start(arguments: &[&str]) -> Self {
         let mut command = tokenmill(&[&["serve", "--port", "0", "--log-format", "json"], arguments].concat());
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let log = BufReader::new(child.stderr.take().unwrap());
+        let mut running = Self { child, address: String::new(), log };
         let mut line = String::new();
-        loop {
+        while running.address.is_empty() {
             line.clear();
-            assert!(log.read_line(&mut line).unwrap() > 0, "the server ended before it listened");
+            assert!(running.log.read_line(&mut line).unwrap() > 0, "the server ended before it listened");
             let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("no JSON: {line}"));
             if event["message"] == "listening" {
-                let address = event["address"].as_str().unwrap().trim_start_matches("http://").to_owned();
-                return Self { child, address, log };
+                running.address = event["address"].as_str().unwrap().trim_start_matches("http://").to_owned();
             }
         }
+        running
     }
 
     fn signal(&self, name: &str) {
