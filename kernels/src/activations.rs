@@ -13,9 +13,13 @@
 use std::ops::Range;
 
 use crate::aligned::{AlignedVec, Plain};
-use crate::isa::{Isa, Level};
+use crate::isa::Isa;
 use crate::pool::{MAX_THREADS, Pool};
 use crate::shared::SharedSlice;
+
+mod quantize;
+
+use quantize::quantize_row;
 
 /// Most rows in a tile: eight weight registers and these accumulators still fit 32 registers.
 pub(crate) const MAX_TILE_ROWS: usize = 12;
@@ -152,13 +156,13 @@ impl Activations {
             for row in rows {
                 produce(row, &mut values[..cols]);
                 if keep_int8 {
-                    let units = RowUnits::new(&int8, num_rows, row, num_units.int8);
-                    quantize(values, &units);
+                    let mut units = RowUnits::new(&int8, num_rows, row, num_units.int8);
+                    quantize(values, &mut units);
                 }
                 if keep_float {
-                    let units = RowUnits::new(&float, num_rows, row, num_units.float);
+                    let mut units = RowUnits::new(&float, num_rows, row, num_units.float);
                     for (unit_idx, values) in values.as_chunks::<FLOAT_COLS>().0[..num_units.float].iter().enumerate() {
-                        units.set(unit_idx, *values);
+                        *units.unit(unit_idx) = *values;
                     }
                 }
             }
@@ -262,98 +266,15 @@ impl<'a, T> RowUnits<'a, T> {
         Self { units, places, stride: tile.num_rows }
     }
 
+    /// Where to write unit `unit_idx` of the row.
     #[inline(always)]
-    fn set(&self, unit_idx: usize, unit: T) {
+    fn unit(&mut self, unit_idx: usize) -> &mut T {
         let place = self.places.start + unit_idx * self.stride;
         debug_assert!(place < self.places.end);
         // SAFETY: a row is filled by one thread, and the places of two rows are disjoint.
         let place = unsafe { self.units.part(place..place + 1) };
-        place[0] = unit;
+        &mut place[0]
     }
-}
-
-/// Quantizes a row, padded with zeros to whole units.
-type QuantizeRow = fn(&[f32], &RowUnits<'_, Int8Unit>);
-
-fn quantize_row(isa: Isa) -> QuantizeRow {
-    match isa.level() {
-        Level::Scalar => quantize_units,
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: an `Isa` of this level exists only if the CPU has these features.
-        Level::Avx2 => |values, units| unsafe { quantize_units_avx2(values, units) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: an `Isa` of this level exists only if the CPU has these features.
-        Level::Avx512Vnni => |values, units| unsafe { quantize_units_avx512(values, units) },
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn quantize_units_avx2(values: &[f32], units: &RowUnits<'_, Int8Unit>) {
-    quantize_units(values, units);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn quantize_units_avx512(values: &[f32], units: &RowUnits<'_, Int8Unit>) {
-    quantize_units(values, units);
-}
-
-/// Compiled once for each instruction set; no operation in it may be contracted or reordered, so all agree.
-#[inline(always)]
-fn quantize_units(values: &[f32], units: &RowUnits<'_, Int8Unit>) {
-    for (unit_idx, values) in values.as_chunks::<INT8_COLS>().0.iter().enumerate() {
-        let mut unit = Int8Unit { words: [0; 16], scales: [0.0; 2], q8_init: [0; 2], q4_init: [0; 2], padding: [0; 2] };
-        for (block, values) in values.as_chunks::<BLOCK_LEN>().0.iter().enumerate() {
-            let (bytes, scale) = quantize_block(values);
-            let sum: i32 = bytes.iter().map(|b| i32::from(*b)).sum();
-            for (word, bytes) in unit.words[8 * block..8 * block + 8].iter_mut().zip(bytes.as_chunks::<4>().0) {
-                *word = i32::from_le_bytes(bytes.map(i8::cast_unsigned));
-            }
-            unit.scales[block] = scale;
-            unit.q8_init[block] = -128 * sum;
-            unit.q4_init[block] = -8 * sum;
-        }
-        units.set(unit_idx, unit);
-    }
-}
-
-/// The largest magnitude becomes 127; ties round to even. The scale is rounded to f16's precision, its subnormals
-/// included, but may exceed f16's range. A block with a NaN or an infinity, or one whose scale rounds to 0, becomes
-/// zeros; the scale of the former stays NaN or infinite and so makes every output of its row NaN.
-#[inline(always)]
-fn quantize_block(values: &[f32; BLOCK_LEN]) -> ([i8; BLOCK_LEN], f32) {
-    /// Adding it leaves the nearest integer in the lowest bits.
-    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
-    // Magnitudes compare like their bits, and a NaN is above all.
-    let max = values.iter().fold(0, |max, x| max.max(x.to_bits() & 0x7fff_ffff));
-    let max = f32::from_bits(max);
-    let scale = round_to_f16(max / 127.0);
-    if !(scale > 0.0 && scale < f32::INFINITY) {
-        return ([0; BLOCK_LEN], scale);
-    }
-    let inverse = 127.0 / max;
-    let mut bytes = [0; BLOCK_LEN];
-    for (byte, value) in bytes.iter_mut().zip(values) {
-        #[expect(clippy::cast_possible_truncation, reason = "the lowest byte is the number, -127..=127")]
-        let rounded = (value * inverse + ROUND).to_bits() as u8;
-        *byte = rounded.cast_signed();
-    }
-    (bytes, scale)
-}
-
-/// Rounds a number that is not negative to 11 significant bits and no finer than f16's smallest step, 2^-24; ties to
-/// even.
-#[inline(always)]
-fn round_to_f16(x: f32) -> f32 {
-    /// Its unit in the last place is 2^-24.
-    const STEP: f32 = 0.5;
-    const SMALLEST_NORMAL: f32 = 6.103_515_6e-5; // 2^-14
-    if x < SMALLEST_NORMAL {
-        return (x + STEP) - STEP;
-    }
-    let bits = x.to_bits();
-    f32::from_bits((bits + 0xfff + (bits >> 13 & 1)) & !0x1fff)
 }
 
 #[cfg(test)]
@@ -455,31 +376,5 @@ mod tests {
                 assert!(rows.all(|row| row == best), "{value} {second}");
             }
         }
-    }
-
-    #[test]
-    fn blocks_are_scaled_to_127_and_sums_are_exact() {
-        let mut values = [0.0; BLOCK_LEN];
-        values[3] = -12.7;
-        values[4] = 0.05;
-        values[5] = 0.15;
-        let (bytes, scale) = quantize_block(&values);
-        assert_eq!((bytes[3], bytes[4], bytes[5]), (-127, 0, 2), "ties round to even");
-        assert_eq!(scale, half::f16::from_f32(0.1).to_f32());
-        assert_eq!(quantize_block(&[f32::NAN; BLOCK_LEN]).0, [0; BLOCK_LEN]);
-        assert!(!quantize_block(&[f32::INFINITY; BLOCK_LEN]).1.is_finite());
-        assert_eq!(quantize_block(&[1e-7; BLOCK_LEN]), ([0; BLOCK_LEN], 0.0));
-    }
-
-    #[test]
-    fn scales_round_like_half_precision() {
-        for bits in (0..0x4780_0000u32).step_by(0x3fd).chain([0x3300_0000, 0x3300_0001, 0x3880_0000, 0x387f_ffff]) {
-            let x = f32::from_bits(bits);
-            if x < 65520.0 {
-                assert_eq!(round_to_f16(x), half::f16::from_f32(x).to_f32(), "{x}");
-            }
-        }
-        assert_eq!(round_to_f16(100_000.0), 99_968.0, "ties to even");
-        assert!(!round_to_f16(f32::NAN).is_finite());
     }
 }

@@ -16,7 +16,7 @@ use super::units::LANES;
 use super::x86::{ahead, load_512, load_halves_256, prefetch_after, store_512};
 use crate::activations::{FLOAT_COLS, FloatUnit, MAX_TILE_ROWS, Tile};
 
-/// Rows up to which weights are fetched to L1.
+/// Rows up to which a tile takes several n-blocks.
 const FEW_ROWS: usize = 3;
 /// N-blocks that a tile of up to [`FEW_ROWS`] rows takes at a time.
 const WIDE: usize = 4;
@@ -113,9 +113,9 @@ macro_rules! kernel {
             pub(super) fn few_rows(num_rows: usize, units: [&[$unit]; WIDE], x: &[FloatUnit], sums: &mut [Sums; WIDE]) {
                 const { assert!(FEW_ROWS == 3, "a function for each number of rows") };
                 match num_rows {
-                    1 => wide1::<{ ahead::FEW_ROWS }>(units, x, sums),
-                    2 => wide2::<{ ahead::FEW_ROWS }>(units, x, sums),
-                    3 => wide3::<{ ahead::FEW_ROWS }>(units, x, sums),
+                    1 => wide1::<{ ahead::MANY_ROWS }>(units, x, sums),
+                    2 => wide2::<{ ahead::MANY_ROWS }>(units, x, sums),
+                    3 => wide3::<{ ahead::MANY_ROWS }>(units, x, sums),
                     _ => unreachable!("{num_rows} rows are not few"),
                 }
             }
