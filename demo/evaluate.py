@@ -58,7 +58,8 @@ def main():
             conv = gen.probe(kind)
             last = conv["messages"].pop()
             ids = prompt_ids(tok, conv)
-            out = net.generate(ids, 520, stop)
+            most = 520 if last["kind"] in ("story", "about") else len(tok.encode(last["content"], add_special_tokens=False).ids) + 24
+            out = net.generate(ids, most, stop)
             text = tok.decode(out, skip_special_tokens=False)
             ok = right(last, text, len(out))
             n[gen.zh][0] += ok
