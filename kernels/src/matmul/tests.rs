@@ -1,9 +1,14 @@
+//! Every kernel against the contract, and against memory that may not be touched ([`guard`]).
+
 use super::{Layout, PackedMatrix, Part, Place, Store, matmul};
 use crate::activations::{ActivationKind, ActivationKinds, Activations};
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::quant::{Format, QuantMatrix, quantize_row};
 use half::f16;
+
+#[cfg(target_os = "linux")]
+mod guard;
 
 /// Numbers that look random and are the same on every run.
 struct Noise(u64);

@@ -202,6 +202,7 @@ mod tests {
         bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
     }
 
+    #[expect(clippy::print_stderr, reason = "says why a test is skipped")]
     #[test]
     fn blocks_and_values_are_those_of_ggml() {
         for info in FORMATS {
@@ -209,6 +210,7 @@ mod tests {
                 let name = format!("{}_{rows}x{cols}", info.name.to_lowercase());
                 let (Some(blocks), Some(values)) = (golden(&format!("{name}.blocks")), golden(&format!("{name}.f32")))
                 else {
+                    eprintln!("skipped: no golden blocks of {name} beside the project");
                     continue;
                 };
                 let matrix = QuantMatrix::new(info.format, rows, cols, &blocks).unwrap();
