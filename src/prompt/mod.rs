@@ -3,6 +3,8 @@
 //! [`encode_chat`] is the way in. It is slow work (milliseconds, more for long texts), so the API runs it on the
 //! blocking pool, never on the threads that serve sockets.
 
+mod bpe;
+mod bpe_file;
 mod literal;
 mod pieces;
 mod python;
@@ -15,7 +17,7 @@ pub(crate) use pieces::TextAssembler;
 pub use special::{SpecialToken, SpecialTokens};
 pub use template::{ChatTemplate, TemplateError, TemplateInput};
 pub use tokenizer::{Special, TokenId, Tokenizer, TokenizerError};
-pub use vocabulary::Vocabulary;
+pub use vocabulary::{TextList, Vocabulary};
 
 use literal::Disguise;
 

@@ -4,8 +4,9 @@
 //! by one through a [`TextAssembler`] yields, in sum, what the `tokenizers` crate decodes from all of them at once.
 
 use serde_json::Value;
-use tokenizers::{AddedToken, DecoderWrapper, Model};
+use tokenizers::{AddedToken, DecoderWrapper};
 
+use super::bpe::SharedBpe;
 use super::tokenizer::{TokenId, TokenizerError};
 use super::vocabulary::byte_of_char;
 
@@ -34,41 +35,30 @@ const FLAG_SPECIAL: u8 = 1;
 const FLAG_BYTE: u8 = 2;
 
 impl Pieces {
-    /// Reads every piece out of `core`, or from `tokens` where the source lists the pieces by id.
-    pub(super) fn new<M: Model, N, PT, PP>(
-        core: &tokenizers::TokenizerImpl<M, N, PT, PP, DecoderWrapper>,
-        tokens: Option<Vec<String>>,
+    /// Reads every piece out of `model`; added tokens come from `added`.
+    pub(super) fn new(
+        model: &SharedBpe,
+        decoder: Option<&DecoderWrapper>,
         added: &[(TokenId, AddedToken)],
-    ) -> Result<Self, TokenizerError>
-    where
-        N: tokenizers::Normalizer,
-        PT: tokenizers::PreTokenizer,
-        PP: tokenizers::PostProcessor,
-    {
-        let (rule, replaces) = decoder_rule(core.get_decoder())?;
+    ) -> Result<Self, TokenizerError> {
+        let (rule, replaces) = decoder_rule(decoder)?;
         let mut pieces = Self { rule, blob: Vec::new(), offsets: vec![0], flags: Vec::new() };
-        let mut tokens = match tokens {
-            Some(tokens) => tokens,
-            None => model_tokens(core.get_model())?,
-        };
-        for (id, token) in added {
-            let id = *id as usize;
-            if id >= tokens.len() {
-                tokens.resize(id + 1, String::new());
+        let num_ids = added.iter().map(|(id, _)| *id as usize + 1).max().unwrap_or(0).max(model.pieces().len());
+        let mut added = added.iter().peekable();
+        for id in 0..num_ids {
+            // `added` ascends by id.
+            match added.next_if(|(added_id, _)| *added_id as usize == id) {
+                Some((_, token)) => pieces.add(&token.content, &replaces, token.special),
+                None if id < model.pieces().len() => pieces.add(model.pieces().get(id), &replaces, false),
+                None => pieces.add("", &replaces, false),
             }
-            tokens[id].clone_from(&token.content);
         }
-        for piece in &tokens {
-            pieces.add(piece, &replaces);
-        }
-        for (id, _) in added.iter().filter(|(_, token)| token.special) {
-            pieces.flags[*id as usize] |= FLAG_SPECIAL;
-        }
+        pieces.blob.shrink_to_fit();
         Ok(pieces)
     }
 
-    fn add(&mut self, piece: &str, replaces: &[(String, String)]) {
-        let mut flag = 0;
+    fn add(&mut self, piece: &str, replaces: &[(String, String)], is_special: bool) {
+        let mut flag = if is_special { FLAG_SPECIAL } else { 0 };
         match self.rule {
             Rule::ByteLevel => {
                 let start = self.blob.len();
@@ -86,7 +76,7 @@ impl Pieces {
             }
             Rule::Text { byte_fallback, .. } => match byte_piece(piece) {
                 Some(byte) if byte_fallback => {
-                    flag = FLAG_BYTE;
+                    flag |= FLAG_BYTE;
                     self.blob.push(byte);
                 }
                 _ => {
@@ -231,26 +221,6 @@ fn take_complete_utf8(pending: &mut Vec<u8>, out: &mut String) {
 fn byte_piece(piece: &str) -> Option<u8> {
     let digits = piece.strip_prefix("<0x")?.strip_suffix('>')?;
     if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
-}
-
-/// All pieces of a model by id. Ids that no piece has are empty.
-fn model_tokens(model: &impl Model) -> Result<Vec<String>, TokenizerError> {
-    // Far above any vocabulary; a damaged file must not make us allocate by its largest id.
-    const MAX_TOKENS: usize = 4 << 20;
-    let num_pieces = model.get_vocab_size();
-    let mut tokens = Vec::with_capacity(num_pieces);
-    let mut num_found = 0;
-    while num_found < num_pieces {
-        if tokens.len() == MAX_TOKENS {
-            return Err(TokenizerError::Invalid(format!(
-                "a token has an id of {MAX_TOKENS} or more, or two share one"
-            )));
-        }
-        let piece = u32::try_from(tokens.len()).ok().and_then(|id| model.id_to_token(id));
-        num_found += usize::from(piece.is_some());
-        tokens.push(piece.unwrap_or_default());
-    }
-    Ok(tokens)
 }
 
 type Replaces = Vec<(String, String)>;

@@ -6,17 +6,15 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use serde::{Deserialize, Deserializer};
-use tokenizers::models::bpe::{BPE, BpeTrainer};
+use serde::Deserialize;
 use tokenizers::{
-    AddedToken, DecoderWrapper, Model, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, Token,
-    TokenizerImpl,
+    AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
 };
 
 use tokenmill_models::weights::gguf::GgufMetadata;
 
+use super::bpe::SharedBpe;
 use super::pieces::{Pieces, TextAssembler};
 use super::special::SpecialTokens;
 use super::vocabulary::{self, Vocabulary};
@@ -126,7 +124,7 @@ impl Tokenizer {
             Some(kind) if kind != "BPE" => TokenizerError::Unsupported(format!("its model is {kind}, not BPE")),
             _ => TokenizerError::Invalid(format!("tokenizer.json: {error}")),
         })?;
-        Self::from_core(core, None)
+        Self::from_core(core)
     }
 
     /// Builds a tokenizer from the metadata of a GGUF file.
@@ -142,19 +140,20 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Unsupported`] for models other than byte-level BPE and for unknown splitting rules.
     pub fn from_vocabulary(vocabulary: Vocabulary) -> Result<Self, TokenizerError> {
-        let token_name = |id: Option<TokenId>| id.and_then(|id| vocabulary.tokens.get(id as usize)).cloned();
+        let token_name = |id: Option<TokenId>| {
+            let id = id.filter(|&id| (id as usize) < vocabulary.tokens.len())?;
+            Some(vocabulary.tokens.get(id as usize).to_owned())
+        };
         let (bos_token, eos_token) = (token_name(vocabulary.bos_token_id), token_name(vocabulary.eos_token_id));
         let chat_templates = vocabulary.chat_templates.clone();
-        let (core, tokens) = vocabulary::build(vocabulary)?;
-        let mut tokenizer = Self::from_core(core, Some(tokens))?;
+        let mut tokenizer = Self::from_core(vocabulary::build(vocabulary)?)?;
         tokenizer.bos_token = bos_token;
         tokenizer.eos_token = eos_token;
         tokenizer.chat_templates = chat_templates;
         Ok(tokenizer)
     }
 
-    /// `tokens` lists every id's piece where the source has such a list; a list may name a piece twice.
-    fn from_core(mut core: Core, tokens: Option<Vec<String>>) -> Result<Self, TokenizerError> {
+    fn from_core(mut core: Core) -> Result<Self, TokenizerError> {
         let invalid = |error: tokenizers::Error| TokenizerError::Invalid(error.to_string());
         core.with_truncation(None).map_err(invalid)?;
         core.with_padding(None);
@@ -168,7 +167,7 @@ impl Tokenizer {
         literal.add_tokens(added.iter().map(|(_, token)| token.clone())).map_err(invalid)?;
         literal.set_encode_special_tokens(true);
 
-        let pieces = Pieces::new(&core, tokens, &added)?;
+        let pieces = Pieces::new(core.get_model(), core.get_decoder(), &added)?;
         let special_tokens = SpecialTokens::new(added.iter().map(|(_, token)| token));
         Ok(Self {
             parsing: core,
@@ -286,49 +285,6 @@ impl Tokenizer {
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokenizer").field("vocab_size", &self.vocab_size()).finish_non_exhaustive()
-    }
-}
-
-/// A BPE model shared by the two cores of a [`Tokenizer`], so that a vocabulary is in memory once.
-#[derive(Clone)]
-pub(crate) struct SharedBpe(pub(crate) Arc<BPE>);
-
-impl<'de> Deserialize<'de> for SharedBpe {
-    /// Reads a BPE model straight away; the crate's own wrapper copies the vocabulary through a tree of JSON values.
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        BPE::deserialize(deserializer).map(|model| Self(Arc::new(model)))
-    }
-}
-
-impl Model for SharedBpe {
-    type Trainer = BpeTrainer;
-
-    fn tokenize(&self, sequence: &str) -> tokenizers::Result<Vec<Token>> {
-        self.0.tokenize(sequence)
-    }
-
-    fn token_to_id(&self, token: &str) -> Option<u32> {
-        self.0.token_to_id(token)
-    }
-
-    fn id_to_token(&self, id: u32) -> Option<String> {
-        self.0.id_to_token(id)
-    }
-
-    fn get_vocab(&self) -> std::collections::HashMap<String, u32> {
-        self.0.get_vocab()
-    }
-
-    fn get_vocab_size(&self) -> usize {
-        self.0.get_vocab_size()
-    }
-
-    fn save(&self, folder: &Path, prefix: Option<&str>) -> tokenizers::Result<Vec<PathBuf>> {
-        self.0.save(folder, prefix)
-    }
-
-    fn get_trainer(&self) -> BpeTrainer {
-        self.0.get_trainer()
     }
 }
 

@@ -4,10 +4,9 @@
 //! [`SPLITS`] is the one table of these names. Used by `Tokenizer::from_vocabulary`.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 use tokenizers::decoders::byte_level::ByteLevel;
-use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
@@ -20,7 +19,10 @@ use tokenizers::{
 use tokenmill_models::LoadError;
 use tokenmill_models::weights::gguf::GgufMetadata;
 
-use super::tokenizer::{SharedBpe, TokenId, TokenizerError};
+use super::bpe::SharedBpe;
+use super::bpe_file::BpeFile;
+pub use super::bpe_file::TextList;
+use super::tokenizer::{TokenId, TokenizerError};
 
 /// The `tokenizer.*` metadata of a GGUF file.
 #[derive(Clone, Debug, Default)]
@@ -30,11 +32,11 @@ pub struct Vocabulary {
     /// `tokenizer.ggml.pre`, the splitting rule; `None` reads as `default`.
     pub pre: Option<String>,
     /// `tokenizer.ggml.tokens`, by id.
-    pub tokens: Vec<String>,
+    pub tokens: TextList,
     /// `tokenizer.ggml.token_type`, by id: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte.
     pub token_types: Vec<i32>,
     /// `tokenizer.ggml.merges`: two pieces with a space between, first merge first.
-    pub merges: Vec<String>,
+    pub merges: TextList,
     /// `tokenizer.ggml.bos_token_id`
     pub bos_token_id: Option<TokenId>,
     /// `tokenizer.ggml.eos_token_id`
@@ -55,9 +57,9 @@ impl Vocabulary {
     pub fn from_gguf(metadata: &GgufMetadata) -> Result<Self, TokenizerError> {
         let invalid = |error: LoadError| TokenizerError::Invalid(error.to_string());
         let text = |key: &str| metadata.str(key).map(|text| text.map(str::to_owned)).map_err(invalid);
-        let strings = |key: &str| -> Result<Vec<String>, TokenizerError> {
+        let strings = |key: &str| -> Result<TextList, TokenizerError> {
             let array = metadata.string_array(key).map_err(invalid)?;
-            Ok(array.map(|array| array.strings().map(str::to_owned).collect()).unwrap_or_default())
+            Ok(array.map(|array| array.strings().collect()).unwrap_or_default())
         };
         let mut token_types = Vec::new();
         if let Some(array) = metadata.array("tokenizer.ggml.token_type").map_err(invalid)? {
@@ -193,8 +195,8 @@ const SPLITS: &[SplitRule] = &[
 
 type Core = TokenizerImpl<SharedBpe, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
-/// A core that encodes with `vocabulary`, and the list of pieces.
-pub(super) fn build(vocabulary: Vocabulary) -> Result<(Core, Vec<String>), TokenizerError> {
+/// A core that encodes with `vocabulary`.
+pub(super) fn build(vocabulary: Vocabulary) -> Result<Core, TokenizerError> {
     let invalid = |error: tokenizers::Error| TokenizerError::Invalid(error.to_string());
     let rule = find_rule(&vocabulary)?;
     let Vocabulary { tokens, token_types, merges, .. } = vocabulary;
@@ -205,39 +207,26 @@ pub(super) fn build(vocabulary: Vocabulary) -> Result<(Core, Vec<String>), Token
         let (types, pieces) = (token_types.len(), tokens.len());
         return Err(TokenizerError::Invalid(format!("tokenizer.ggml.token_type has {types} entries, not {pieces}")));
     }
-    let mut vocab = Vocab::with_capacity(tokens.len());
-    for (id, piece) in (0..).zip(&tokens) {
-        // Of equal pieces the first counts, so that an id that stands for padding does not take a real one's place.
-        vocab.entry(piece.clone()).or_insert(id);
-    }
-    let pairs = merges.iter().enumerate().map(|(idx, merge)| match merge.split_once(' ') {
-        Some((left, right)) => Ok((left.to_owned(), right.to_owned())),
-        None => Err(TokenizerError::Invalid(format!("tokenizer.ggml.merges[{idx}] is {merge:?}, not two pieces"))),
-    });
-    let pairs = pairs.collect::<Result<Vec<_>, _>>()?;
-    drop(merges);
-    let bpe = BPE::builder()
-        .vocab_and_merges(vocab, pairs)
-        .ignore_merges(rule.ignore_merges)
-        .build()
-        .map_err(|error| TokenizerError::Invalid(format!("tokenizer.ggml.merges: {error}")))?;
-
-    let mut core = Core::new(SharedBpe(Arc::new(bpe)));
-    if rule.nfc {
-        core.with_normalizer(Some(NFC)).map_err(invalid)?;
-    }
-    core.with_pre_tokenizer(Some(pre_tokenizer(rule.steps)?));
-    core.with_decoder(Some(ByteLevel::default()));
     let post_processor = post_processor(
         &tokens,
         vocabulary.bos_token_id.filter(|_| vocabulary.add_bos_token.unwrap_or(rule.add_bos)),
         vocabulary.eos_token_id.filter(|_| vocabulary.add_eos_token.unwrap_or(false)),
     )?;
-    core.with_post_processor(post_processor);
     let added = tokens.iter().zip(&token_types).filter(|(_, kind)| matches!(**kind, CONTROL | USER_DEFINED));
-    core.add_tokens(added.map(|(piece, kind)| AddedToken::from(piece.as_str(), *kind == CONTROL).normalized(false)))
-        .map_err(invalid)?;
-    Ok((core, tokens))
+    let added: Vec<AddedToken> =
+        added.map(|(piece, kind)| AddedToken::from(piece, *kind == CONTROL).normalized(false)).collect();
+    let file = BpeFile { vocab: tokens, merges, ignore_merges: Some(rule.ignore_merges), ..BpeFile::default() };
+    let bpe = SharedBpe::new(file).map_err(|why| TokenizerError::Invalid(format!("tokenizer.ggml.merges: {why}")))?;
+
+    let mut core = Core::new(bpe);
+    if rule.nfc {
+        core.with_normalizer(Some(NFC)).map_err(invalid)?;
+    }
+    core.with_pre_tokenizer(Some(pre_tokenizer(rule.steps)?));
+    core.with_decoder(Some(ByteLevel::default()));
+    core.with_post_processor(post_processor);
+    core.add_tokens(added).map_err(invalid)?;
+    Ok(core)
 }
 
 fn find_rule(vocabulary: &Vocabulary) -> Result<&'static SplitRule, TokenizerError> {
@@ -273,7 +262,7 @@ fn pre_tokenizer(steps: &[Step]) -> Result<Sequence, TokenizerError> {
 
 /// Puts `bos` before and `eos` after a text that is encoded with special tokens.
 fn post_processor(
-    tokens: &[String],
+    tokens: &TextList,
     bos: Option<TokenId>,
     eos: Option<TokenId>,
 ) -> Result<Option<TemplateProcessing>, TokenizerError> {
@@ -287,7 +276,7 @@ fn post_processor(
             parts.extend(id.map(|_| "__EOS__"));
         }
         let Some(id) = id else { continue };
-        if tokens.get(id as usize).is_none() {
+        if id as usize >= tokens.len() {
             return Err(TokenizerError::Invalid(format!("the id {id} of a special token is outside the vocabulary")));
         }
         names.push((if is_first { "__BOS__" } else { "__EOS__" }.to_owned(), id));

@@ -216,9 +216,9 @@ mod tests {
         Tokenizer::from_vocabulary(Vocabulary {
             model: "gpt2".to_owned(),
             pre: Some(pre.to_owned()),
-            tokens: generated.tokens,
+            tokens: generated.tokens.iter().collect(),
             token_types: generated.token_types,
-            merges: generated.merges,
+            merges: generated.merges.iter().collect(),
             ..Vocabulary::default()
         })
         .unwrap()
