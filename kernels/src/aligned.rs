@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 
 /// Cache line, and the width of the widest vector register, in bytes.
 pub const ALIGN_BYTES: usize = 64;
-/// Allocations of at least this size are aligned for, and ask the system for, 2 MiB pages.
+/// Arrays of at least this size are aligned for, and ask the system for, 2 MiB pages.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// Types for which all-zero bytes are a value and that own nothing.
@@ -48,10 +48,12 @@ impl<T: Plain> AlignedVec<T> {
             const EMPTY: NonZeroUsize = NonZeroUsize::new(ALIGN_BYTES).expect("not zero");
             return Self { ptr: NonNull::without_provenance(EMPTY), len };
         }
-        // SAFETY: the layout's size is not zero.
-        let raw = unsafe { alloc_zeroed(layout) };
+        let raw = match large::zeroed(layout) {
+            Some(raw) => raw,
+            // SAFETY: the layout's size is not zero.
+            None => unsafe { alloc_zeroed(layout) },
+        };
         let Some(ptr) = NonNull::new(raw.cast::<T>()) else { handle_alloc_error(layout) };
-        ask_for_huge_pages(raw, layout.size());
         Self { ptr, len }
     }
 
@@ -70,23 +72,88 @@ impl<T: Plain> AlignedVec<T> {
     }
 }
 
+/// Large arrays come straight from the system on Linux: fresh pages are zero without being touched, so that a KV cache
+/// costs nothing before it is used, and 2 MiB pages can be asked for before the first touch.
 #[cfg(target_os = "linux")]
-fn ask_for_huge_pages(start: *mut u8, size_bytes: usize) {
-    if size_bytes >= HUGE_PAGE_BYTES {
-        // SAFETY: the range was just allocated; the call is a hint that changes no contents.
-        unsafe { libc::madvise(start.cast(), size_bytes, libc::MADV_HUGEPAGE) };
+mod large {
+    use super::{HUGE_PAGE_BYTES, Layout};
+    use std::ptr::null_mut;
+
+    fn is_large(layout: Layout) -> bool {
+        layout.align() == HUGE_PAGE_BYTES
+    }
+
+    fn mapped_bytes(layout: Layout) -> usize {
+        layout.size().next_multiple_of(HUGE_PAGE_BYTES)
+    }
+
+    /// Zeroed memory for a large `layout`, null if the system has none; `None` for a small one.
+    pub(super) fn zeroed(layout: Layout) -> Option<*mut u8> {
+        if !is_large(layout) {
+            return None;
+        }
+        let size = mapped_bytes(layout);
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // One huge page more, so that an aligned start is inside.
+        // SAFETY: a new private mapping touches nothing that exists.
+        let start = unsafe { libc::mmap(null_mut(), size + HUGE_PAGE_BYTES, protection, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Some(null_mut());
+        }
+        let before = start.cast::<u8>().align_offset(HUGE_PAGE_BYTES);
+        let aligned = start.wrapping_byte_add(before);
+        // A hint; without it the pages are small and everything else is the same.
+        // SAFETY: the range lies in the new mapping; its contents do not change.
+        unsafe { libc::madvise(aligned, size, libc::MADV_HUGEPAGE) };
+        for (edge, edge_bytes) in [(start, before), (aligned.wrapping_byte_add(size), HUGE_PAGE_BYTES - before)] {
+            if edge_bytes > 0 {
+                // SAFETY: whole pages at an edge of the new mapping, which nobody has a pointer into.
+                unsafe { libc::munmap(edge, edge_bytes) };
+            }
+        }
+        Some(aligned.cast())
+    }
+
+    /// Gives back what `zeroed` returned for `layout`; false if that was `None`.
+    ///
+    /// # Safety
+    /// `start` came from [`zeroed`] with this very layout, or the layout is small; nobody uses it any more.
+    pub(super) unsafe fn free(start: *mut u8, layout: Layout) -> bool {
+        if is_large(layout) {
+            // SAFETY: by the contract the whole range is ours and unused.
+            unsafe { libc::munmap(start.cast(), mapped_bytes(layout)) };
+        }
+        is_large(layout)
     }
 }
 
 #[cfg(not(target_os = "linux"))]
-fn ask_for_huge_pages(_start: *mut u8, _size_bytes: usize) {}
+mod large {
+    use super::Layout;
+
+    pub(super) fn zeroed(_layout: Layout) -> Option<*mut u8> {
+        None
+    }
+
+    /// # Safety
+    /// None needed: it does nothing.
+    pub(super) unsafe fn free(_start: *mut u8, _layout: Layout) -> bool {
+        false
+    }
+}
 
 impl<T: Plain> Drop for AlignedVec<T> {
     fn drop(&mut self) {
         let layout = Self::layout(self.len);
-        if layout.size() > 0 {
-            // SAFETY: allocated in `zeroed` with this very layout.
-            unsafe { dealloc(self.ptr.as_ptr().cast(), layout) };
+        if layout.size() == 0 {
+            return;
+        }
+        let start = self.ptr.as_ptr().cast();
+        // SAFETY: allocated in `zeroed` with this very layout, and nobody borrows from a value that is dropped.
+        let is_freed = unsafe { large::free(start, layout) };
+        if !is_freed {
+            // SAFETY: as above; a small layout came from the global allocator.
+            unsafe { dealloc(start, layout) };
         }
     }
 }
