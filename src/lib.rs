@@ -6,12 +6,14 @@
 pub mod api;
 pub mod app;
 pub mod auth;
+pub mod bench;
 pub mod body;
 pub mod cli;
 pub mod config;
 pub mod connection;
 pub mod disconnect;
 pub mod error;
+pub mod inspect;
 pub mod metrics;
 pub mod prompt;
 pub mod router;

@@ -21,7 +21,7 @@ pub mod weights;
 #[cfg(feature = "cpu")]
 pub use cpu::CpuRunner;
 #[cfg(feature = "cpu")]
-pub use cpu::load::{LoadOptions, LoadedModel, ModelInfo, Quantize, load};
+pub use cpu::load::{Estimate, LoadOptions, LoadedModel, ModelInfo, Quantize, estimate, load};
 #[cfg(feature = "cpu")]
 pub use error::LoadError;
 #[cfg(feature = "cpu")]

@@ -189,6 +189,19 @@ impl DecoderSpec {
         self.num_layers as u64 * layer + embeddings + hidden
     }
 
+    /// Multiplications of the layers' matrices for one token.
+    #[must_use]
+    pub fn layer_products(&self) -> u64 {
+        let per_layer = self.hidden_dim * (self.qkv_dim() + self.attention_dim() + 3 * self.ffn_dim);
+        self.num_layers as u64 * per_layer as u64
+    }
+
+    /// Multiplications of the output projection for one row of logits.
+    #[must_use]
+    pub fn output_products(&self) -> u64 {
+        self.vocab_size as u64 * self.hidden_dim as u64
+    }
+
     /// Refuses sizes that no model has, so that products of them cannot overflow later.
     ///
     /// # Errors

@@ -231,3 +231,18 @@ fn every_instruction_set_gives_the_reference_results() {
         }
     }
 }
+
+/// The demo model answers as it does in transformers, to the end of every answer.
+#[test]
+fn the_demo_model_answers_like_the_reference() {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo");
+    let golden: Value = serde_json::from_slice(&std::fs::read(demo.join("golden.json")).unwrap()).unwrap();
+    let mut driver = Driver::new(load(&demo.join("model"), &options(Quantize::Auto)).unwrap().runner);
+    let ids = |value: &Value| -> Vec<u32> {
+        value.as_array().unwrap().iter().map(|id| u32::try_from(id.as_u64().unwrap()).unwrap()).collect()
+    };
+    for case in golden["cases"].as_array().unwrap() {
+        let (input, output) = (ids(&case["input_ids"]), ids(&case["output_ids"]));
+        assert_eq!(driver.greedy(&input, output.len()), output, "{}", case["name"]);
+    }
+}

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use tokenmill_kernels::isa::Isa;
-use tokenmill_kernels::kv_cache::{KvCache, KvType};
+use tokenmill_kernels::kv_cache::{BLOCK_SIZE, KvCache, KvType};
 use tokenmill_kernels::pool::{MAX_THREADS, Pool};
 
 use super::arena::{Arena, ArenaSize};
@@ -71,6 +71,8 @@ pub struct ModelInfo {
     pub num_params: u64,
     /// Bytes of the packed weights.
     pub weights_bytes: u64,
+    /// Bytes of the weights that a step reads: all but an embedding that is not the output projection too.
+    pub step_bytes: u64,
     /// Bytes that a token takes in the KV cache.
     pub kv_bytes_per_token: u64,
     /// How keys and values are stored.
@@ -101,6 +103,7 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<LoadedModel, LoadError
     let plan = WeightPlan::new(&model, options.quantize)?;
     let kv_type = options.kv_type.unwrap_or(default_kv_type(&plan, options.quantize));
     let (weights_bytes, kinds, layout) = (plan.size_bytes(), plan.buffer_kinds(), plan.layout_name());
+    let step_bytes = plan.step_bytes();
     if options.num_threads > MAX_THREADS {
         return Err(LoadError::Options(format!("{} threads are more than {MAX_THREADS}", options.num_threads)));
     }
@@ -125,6 +128,7 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<LoadedModel, LoadError
         architecture: model.architecture,
         num_params: model.spec.num_params(),
         weights_bytes,
+        step_bytes,
         kv_bytes_per_token: kv_block_bytes(&model.spec, kv_type) / u64::from(geometry.block_size),
         kv_type,
         layout,
@@ -137,6 +141,34 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<LoadedModel, LoadError
     };
     let runner = CpuRunner { isa: options.isa, pool, spec: model.spec, weights, kv, arena, geometry };
     Ok(LoadedModel { runner, info, source: model.source })
+}
+
+/// What a model will take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Estimate {
+    /// Bytes of the packed weights.
+    pub weights_bytes: u64,
+    /// How most weights will be packed.
+    pub layout: &'static str,
+    /// How keys and values will be stored.
+    pub kv_type: KvType,
+    /// Bytes that a token takes in the KV cache.
+    pub kv_bytes_per_token: u64,
+}
+
+/// What `model` would take, without loading it; finds and checks every tensor.
+///
+/// # Errors
+/// [`LoadError::Tensor`] or [`LoadError::Unsupported`], naming the tensor that stands in the way.
+pub fn estimate(model: &OpenModel, quantize: Quantize) -> Result<Estimate, LoadError> {
+    let plan = WeightPlan::new(model, quantize)?;
+    let kv_type = default_kv_type(&plan, quantize);
+    Ok(Estimate {
+        weights_bytes: plan.size_bytes(),
+        layout: plan.layout_name(),
+        kv_type,
+        kv_bytes_per_token: kv_block_bytes(&model.spec, kv_type) / BLOCK_SIZE as u64,
+    })
 }
 
 /// f32 where the arithmetic is exact, else f16.

@@ -98,6 +98,12 @@ struct MatrixPlan {
     bias: Option<Vec<f32>>,
 }
 
+impl MatrixPlan {
+    fn size_bytes(&self) -> u64 {
+        PackedMatrix::size_bytes_for(self.rows, self.cols, self.layout) as u64
+    }
+}
+
 struct LayerPlan {
     attention_norm: Vec<f32>,
     qkv: Vec<MatrixPlan>,
@@ -139,7 +145,13 @@ impl WeightPlan {
 
     /// Bytes of all packed weights.
     pub(super) fn size_bytes(&self) -> u64 {
-        self.matrices().map(|m| PackedMatrix::size_bytes_for(m.rows, m.cols, m.layout) as u64).sum()
+        self.matrices().map(MatrixPlan::size_bytes).sum()
+    }
+
+    /// Bytes of what a step with logits reads in full.
+    pub(super) fn step_bytes(&self) -> u64 {
+        let only_looked_up = self.output.as_ref().map_or(0, |_| self.embedding.size_bytes());
+        self.size_bytes() - only_looked_up
     }
 
     /// Name of the layout that holds most of the weights.
