@@ -4,6 +4,7 @@ use crate::api::{ROUTES, Route};
 use crate::auth::ApiKeys;
 use crate::config::Config;
 use crate::metrics::Metrics;
+use crate::serving::registry::Registry;
 use crate::sse::SseOptions;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
@@ -15,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 pub struct App {
     /// The settings, validated.
     pub config: Config,
+    /// The models that are served.
+    pub models: Registry,
     /// What `/metrics` shows.
     pub metrics: Metrics,
     /// Who may ask.
@@ -43,6 +46,7 @@ impl App {
         Arc::new(Self {
             body_budget: Arc::new(Semaphore::new(budget.min(Semaphore::MAX_PERMITS))),
             config,
+            models: Registry::default(),
             metrics: Metrics::new(),
             keys,
             routes,

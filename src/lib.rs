@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod prompt;
 pub mod router;
 pub mod server;
+pub mod serving;
 pub mod sse;
 pub mod startup;
 pub mod stream;

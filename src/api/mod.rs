@@ -1,8 +1,17 @@
 //! The endpoints. [`ROUTES`] is the one table they stand in: routing, keys, metrics labels, `Allow` and the README's list all
 //! come from it.
 
+mod answer;
+pub mod chat;
+pub mod completions;
+mod generation;
 pub mod health;
+mod logprobs;
 pub mod metrics;
+pub mod parameters;
+mod plan;
+pub mod tokenize;
+pub mod types;
 pub mod version;
 
 use crate::app::App;
@@ -81,6 +90,48 @@ pub struct Route {
 
 /// Every endpoint.
 pub const ROUTES: &[Route] = &[
+    Route {
+        method: Method::POST,
+        path: "/v1/chat/completions",
+        scope: Scope::Inference,
+        handler: |app, request| Box::pin(chat::create(app, request)),
+        summary: "answers a conversation, whole or streamed",
+    },
+    Route {
+        method: Method::POST,
+        path: "/v1/completions",
+        scope: Scope::Inference,
+        handler: |app, request| Box::pin(completions::create(app, request)),
+        summary: "continues texts or token ids, whole or streamed",
+    },
+    Route {
+        method: Method::POST,
+        path: "/tokenize",
+        scope: Scope::Inference,
+        handler: |app, request| Box::pin(tokenize::tokenize(app, request)),
+        summary: "a text or a conversation to token ids",
+    },
+    Route {
+        method: Method::POST,
+        path: "/v1/tokenize",
+        scope: Scope::Inference,
+        handler: |app, request| Box::pin(tokenize::tokenize(app, request)),
+        summary: "the same as /tokenize",
+    },
+    Route {
+        method: Method::POST,
+        path: "/detokenize",
+        scope: Scope::Inference,
+        handler: |app, request| Box::pin(tokenize::detokenize(app, request)),
+        summary: "token ids to a text",
+    },
+    Route {
+        method: Method::POST,
+        path: "/v1/detokenize",
+        scope: Scope::Inference,
+        handler: |app, request| Box::pin(tokenize::detokenize(app, request)),
+        summary: "the same as /detokenize",
+    },
     Route {
         method: Method::GET,
         path: "/health",

@@ -1,0 +1,6 @@
+//! The shapes of JSON that handlers answer with: serde only, no logic.
+
+pub mod chat;
+pub mod completion;
+pub mod tokenize;
+pub mod usage;
