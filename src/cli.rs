@@ -3,6 +3,7 @@
 //! Flags hold text as typed; src/config.rs gives them types, so that a bad value gets the same message from every source.
 
 use crate::config::{ConfigError, FLAGS, Overrides};
+use crate::synth::{Shape, SynthFormat};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -20,6 +21,27 @@ pub struct Cli {
 pub enum Command {
     /// Serve a model over HTTP (settings: defaults < --config FILE < TOKENMILL_… < flags)
     Serve(Box<ServeArgs>),
+    /// Write a GGUF file with random weights at the shape of a published model, for benches
+    Synth(SynthArgs),
+}
+
+/// Flags of `tokenmill synth`.
+#[derive(Debug, Args)]
+pub struct SynthArgs {
+    /// Whose shape
+    #[arg(long, value_enum)]
+    pub shape: Shape,
+    /// How the weights are stored
+    #[arg(long, value_enum, default_value = "q8_0")]
+    pub format: SynthFormat,
+    /// Replace the file if it exists
+    #[arg(long)]
+    pub force: bool,
+    /// Of the random weights
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// The file to write
+    pub out: PathBuf,
 }
 
 /// Flags of `tokenmill serve`. All of them are settings; config/default.yaml documents each.
@@ -152,7 +174,7 @@ mod tests {
             assert!(names.contains(flag), "{flag}");
             let argument = format!("--{}=17", flag.replace('_', "-"));
             let cli = Cli::try_parse_from(["tokenmill", "serve", &argument]).unwrap();
-            let Command::Serve(args) = cli.command;
+            let Command::Serve(args) = cli.command else { panic!("another command") };
             assert_eq!(args.value_of(flag), Some("17"), "{flag}");
         }
     }
@@ -161,7 +183,7 @@ mod tests {
     fn flags_win_and_set_reaches_every_setting() {
         let parse = |arguments: &[&str]| {
             let cli = Cli::try_parse_from([&["tokenmill", "serve"], arguments].concat()).unwrap();
-            let Command::Serve(args) = cli.command;
+            let Command::Serve(args) = cli.command else { panic!("another command") };
             args.overrides().and_then(|flags| Config::from_layers(&[flags]))
         };
         let config = parse(&["--port", "9", "--set", "server.idle_timeout=90s", "--set", "server.port=8"]).unwrap();

@@ -1,11 +1,12 @@
 //! The binary: reads the command line, runs the command, and says in one line what went wrong.
 
 use clap::Parser;
-use std::io::Write;
+use std::io::{Write, stderr, stdout};
 use std::process::ExitCode;
-use tokenmill::cli::{Cli, Command, ServeArgs};
-use tokenmill::config::{Config, ConfigError};
+use tokenmill::cli::{Cli, Command, ServeArgs, SynthArgs};
+use tokenmill::config::{ByteSize, Config, ConfigError};
 use tokenmill::startup::{self, StartError};
+use tokenmill::synth::{SynthOptions, synth};
 
 /// Bad settings or arguments; the code that clap uses too.
 const USAGE: u8 = 2;
@@ -15,21 +16,30 @@ const FAILURE: u8 = 1;
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(args) => serve(&args),
+        Command::Synth(args) => write_synthetic(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nobody may be reading, which is no reason to fail differently.
-            let _written = writeln!(std::io::stderr(), "error: {error}");
-            ExitCode::from(if matches!(error, StartError::Config(_)) { USAGE } else { FAILURE })
+            let _written = writeln!(stderr(), "error: {error}");
+            ExitCode::from(if error.is::<ConfigError>() { USAGE } else { FAILURE })
         }
     }
 }
 
-fn serve(args: &ServeArgs) -> Result<(), StartError> {
-    startup::serve(settings(args)?)
+fn serve(args: &ServeArgs) -> anyhow::Result<()> {
+    let config = Config::load(args.config.as_deref(), args.overrides()?)?;
+    startup::serve(config).map_err(|error| match error {
+        StartError::Config(error) => error.into(),
+        error => error.into(),
+    })
 }
 
-fn settings(args: &ServeArgs) -> Result<Config, ConfigError> {
-    Config::load(args.config.as_deref(), args.overrides()?)
+fn write_synthetic(args: SynthArgs) -> anyhow::Result<()> {
+    let SynthArgs { shape, format, force, seed, out } = args;
+    let report = synth(&SynthOptions { shape, format, out: out.clone(), force, seed })?;
+    let size = ByteSize::new(report.file_bytes);
+    writeln!(stdout(), "{}: {} weights, {size}", out.display(), report.num_params)?;
+    Ok(())
 }

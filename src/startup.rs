@@ -7,14 +7,22 @@ use crate::app::App;
 use crate::auth::ApiKeys;
 use crate::config::machine;
 use crate::config::{Config, ConfigError};
+use crate::loading::{self, LoadFailure};
+use crate::serving::handle::ModelHandle;
 use crate::{server, trace};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket, lookup_host};
+use tokio::sync::oneshot;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::timeout;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 4096;
+/// For engines to end, when the server has.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
 /// Exit code after a second signal, as a shell reports a process that was interrupted.
 const INTERRUPTED: i32 = 130;
 
@@ -35,6 +43,12 @@ pub enum StartError {
         /// What it said.
         source: io::Error,
     },
+    /// The model could not be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadFailure),
+    /// Loading panicked.
+    #[error("loading the model failed; the log says why")]
+    LoadPanicked,
     /// The engine died while serving.
     #[error("the engine died; the log says why")]
     EngineDied,
@@ -66,20 +80,50 @@ async fn run(app: Arc<App>) -> Result<(), StartError> {
     let listener = listen(&app.config).await?;
     let addr = listener.local_addr().map_err(|source| StartError::System { what: "the address", source })?;
     let mut signals = Signals::new().map_err(|source| StartError::System { what: "signal handlers", source })?;
+    warn_if_open(&app, addr);
+    tracing::info!(address = %format!("http://{addr}"), keys = app.keys.len(), "listening");
+    let load = spawn_blocking({
+        let app = app.clone();
+        move || loading::load(&app)
+    });
+    let (outcome, ended) = oneshot::channel();
     let stop = {
         let app = app.clone();
         async move {
-            tokio::select! {
-                () = signals.next() => tracing::info!("signal received"),
-                () = app.lifecycle.engine_dead() => tracing::error!("the engine has died, shutting down"),
-            }
+            let result = tokio::select! {
+                () = signals.next() => Ok(()),
+                () = app.lifecycle.engine_dead() => Err(StartError::EngineDied),
+                failure = serve_when_loaded(&app, load, addr) => Err(failure),
+            };
             tokio::spawn(signals.exit_on_the_next());
+            // The receiver lives until the server has stopped.
+            let _sent = outcome.send(result);
         }
     };
-    app.lifecycle.set_ready();
-    announce(&app, addr);
     server::serve(app.clone(), listener, stop).await;
-    if app.lifecycle.is_engine_dead() { Err(StartError::EngineDied) } else { Ok(()) }
+    // Nothing is in flight any more, so this takes a step at most; a hanging engine must not keep the process.
+    let stopping = spawn_blocking(move || app.models.list().iter().for_each(|model| model.stop()));
+    if timeout(STOP_LIMIT, stopping).await.is_err() {
+        tracing::warn!("the engine does not stop");
+    }
+    ended.await.unwrap_or(Ok(()))
+}
+
+/// Opens the server when the model is loaded; resolves only if that fails.
+async fn serve_when_loaded(
+    app: &App,
+    load: JoinHandle<Result<Arc<ModelHandle>, LoadFailure>>,
+    addr: SocketAddr,
+) -> StartError {
+    match load.await {
+        Ok(Ok(model)) => {
+            app.lifecycle.set_ready();
+            announce(&model, addr);
+            std::future::pending().await
+        }
+        Ok(Err(failure)) => failure.into(),
+        Err(_) => StartError::LoadPanicked,
+    }
 }
 
 async fn listen(config: &Config) -> Result<TcpListener, StartError> {
@@ -119,11 +163,26 @@ fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-fn announce(app: &App, addr: SocketAddr) {
+fn warn_if_open(app: &App, addr: SocketAddr) {
     if app.keys.is_empty() && !addr.ip().is_loopback() {
         tracing::warn!("no API keys are set: whoever reaches {addr} may use this server (--api-key-file)");
     }
-    tracing::info!(address = %format!("http://{addr}"), keys = app.keys.len(), "listening");
+}
+
+/// The address to try the server under, and a line to paste into a shell.
+fn announce(model: &ModelHandle, addr: SocketAddr) {
+    // Nobody can connect to "all interfaces".
+    let host = if addr.ip().is_unspecified() { "127.0.0.1".to_owned() } else { addr.ip().to_string() };
+    let host = if host.contains(':') { format!("[{host}]") } else { host };
+    let url = format!("http://{host}:{}", addr.port());
+    tracing::info!(model = model.name(), "ready: OpenAI clients use base_url {url}/v1");
+    let (path, asked) = if model.template().is_some() {
+        ("chat/completions", r#""messages": [{"role": "user", "content": "Hello! Who are you?"}]"#)
+    } else {
+        ("completions", r#""prompt": "Once upon a time""#)
+    };
+    let body = format!(r#"{{"model": "{}", "stream": true, {asked}}}"#, model.name());
+    tracing::info!("try: curl -N {url}/v1/{path} -H 'Content-Type: application/json' -d '{body}'");
 }
 
 /// Every connection takes a file descriptor, and the usual soft limit is 1024.

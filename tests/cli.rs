@@ -80,6 +80,7 @@ fn a_taken_port_is_told_before_the_model_is_loaded() {
 
 /// A running server; killed when dropped.
 struct Running {
+    _data: tempfile::TempDir,
     child: Child,
     address: String,
     log: BufReader<std::process::ChildStderr>,
@@ -88,10 +89,11 @@ struct Running {
 impl Running {
     /// Waits until the server says where it listens.
     fn start(arguments: &[&str]) -> Self {
+        let data = tempfile::tempdir().unwrap();
         let mut command = tokenmill(&[&["serve", "--port", "0", "--log-format", "json"], arguments].concat());
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command.arg("--data-dir").arg(data.path()).stderr(Stdio::piped()).spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
-        let mut running = Self { child, address: String::new(), log };
+        let mut running = Self { _data: data, child, address: String::new(), log };
         let mut line = String::new();
         while running.address.is_empty() {
             line.clear();
@@ -154,4 +156,32 @@ fn a_second_signal_ends_it_at_once() {
     while !running.get("/readyz").contains("server_shutting_down") {}
     running.signal("TERM");
     assert_eq!(running.child.wait().unwrap().code(), Some(130));
+}
+
+#[test]
+fn a_model_that_cannot_be_loaded_ends_it_with_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let serve = |model: &str| tokenmill(&["serve", "--port", "0", "--model", model]).output().unwrap();
+    check_error(&serve("no/such.gguf"), 1, &["no/such.gguf", "--model takes"]);
+    let broken = dir.path().join("broken.gguf");
+    std::fs::write(&broken, b"GGUF\x03\0\0\0 and no more").unwrap();
+    check_error(&serve(broken.to_str().unwrap()), 1, &["broken.gguf"]);
+    check_error(&serve(dir.path().to_str().unwrap()), 1, &["config.json"]);
+    let data = broken.to_str().unwrap();
+    let output = tokenmill(&["serve", "--port", "0", "--data-dir", data]).output().unwrap();
+    check_error(&output, 1, &["broken.gguf", "--data-dir"]);
+    let memory = ["serve", "--port", "0", "--memory", "16MiB", "--data-dir", dir.path().to_str().unwrap()];
+    check_error(&tokenmill(&memory).output().unwrap(), 1, &["memory"]);
+}
+
+#[test]
+fn synth_does_not_overwrite() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("there.gguf");
+    std::fs::write(&file, b"mine").unwrap();
+    let output = tokenmill(&["synth", "--shape", "smollm2-135m", file.to_str().unwrap()]).output().unwrap();
+    check_error(&output, 1, &["exists", "--force"]);
+    assert_eq!(std::fs::read(&file).unwrap(), b"mine");
+    let output = tokenmill(&["synth", "--shape", "gpt-5", "x"]).output().unwrap();
+    check_error(&output, 2, &["gpt-5"]);
 }

@@ -8,6 +8,7 @@ mod generation;
 pub mod health;
 mod logprobs;
 pub mod metrics;
+pub mod models;
 pub mod parameters;
 mod plan;
 pub mod tokenize;
@@ -131,6 +132,20 @@ pub const ROUTES: &[Route] = &[
         scope: Scope::Inference,
         handler: |app, request| Box::pin(tokenize::detokenize(app, request)),
         summary: "the same as /detokenize",
+    },
+    Route {
+        method: Method::GET,
+        path: "/v1/models",
+        scope: Scope::Info,
+        handler: |app, _| answer(models::list(&app)),
+        summary: "the models",
+    },
+    Route {
+        method: Method::GET,
+        path: "/v1/models/{id}",
+        scope: Scope::Info,
+        handler: |app, request| answer(models::get(&app, &request)),
+        summary: "one model: its context length, size, what it can do",
     },
     Route {
         method: Method::GET,
