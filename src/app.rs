@@ -6,11 +6,14 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::serving::registry::Registry;
 use crate::sse::SseOptions;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
+
+/// No step takes this long.
+pub const STUCK_AFTER: Duration = Duration::from_secs(60);
 
 /// What handlers share; one per server.
 pub struct App {
@@ -82,6 +85,9 @@ pub enum Stage {
 pub struct Lifecycle {
     stage: AtomicU8,
     engine_dead: CancellationToken,
+    num_steps: AtomicU64,
+    /// The count of steps while there was work, and since when it has been that.
+    seen: Mutex<Option<(u64, Instant)>>,
     in_flight: AtomicUsize,
     idle: Notify,
     draining: CancellationToken,
@@ -150,6 +156,25 @@ impl Lifecycle {
         self.engine_dead.cancelled().await;
     }
 
+    /// The engine has finished a step.
+    pub fn note_step(&self) {
+        self.num_steps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether the engine has had work for [`STUCK_AFTER`] without finishing a step, as far as calls of this tell: the first
+    /// call during a long step starts the clock.
+    pub fn is_engine_stuck(&self, has_work: bool) -> bool {
+        let num_steps = self.num_steps.load(Ordering::Relaxed);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        match *seen {
+            Some((steps, since)) if has_work && steps == num_steps => since.elapsed() > STUCK_AFTER,
+            _ => {
+                *seen = has_work.then(|| (num_steps, Instant::now()));
+                false
+            }
+        }
+    }
+
     /// Requests whose response has not been written to its end.
     pub fn num_in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Acquire)
@@ -190,6 +215,21 @@ mod tests {
         life.start_draining();
         life.set_ready();
         assert_eq!(life.stage(), Stage::Draining);
+    }
+
+    #[test]
+    fn an_engine_is_stuck_only_if_no_step_ends_while_there_is_work() {
+        let life = Lifecycle::default();
+        let long_ago = Instant::now().checked_sub(STUCK_AFTER + Duration::from_secs(1)).unwrap();
+        let check = |has_work: bool, stuck: bool| assert_eq!(life.is_engine_stuck(has_work), stuck);
+        check(true, false);
+        *life.seen.lock().unwrap() = Some((0, long_ago));
+        check(true, true);
+        life.note_step();
+        check(true, false);
+        *life.seen.lock().unwrap() = Some((1, long_ago));
+        check(false, false);
+        check(true, false);
     }
 
     #[tokio::test]

@@ -117,6 +117,11 @@ impl ServeArgs {
                     reason: "expected KEY=VALUE, as in --set server.idle_timeout=90s".to_owned(),
                 });
             };
+            // Everybody on the machine can read a process's arguments.
+            if key.trim() == "auth.keys" {
+                let reason = "keys do not belong on the command line; use --api-key-file or TOKENMILL_AUTH__KEYS";
+                return Err(ConfigError::invalid("auth.keys", reason));
+            }
             overrides.set("--set", key.trim(), value);
         }
         for (flag, key) in FLAGS {
@@ -189,6 +194,8 @@ mod tests {
         let config = parse(&["--port", "9", "--set", "server.idle_timeout=90s", "--set", "server.port=8"]).unwrap();
         assert_eq!((config.server.port, config.server.idle_timeout.get().as_secs()), (9, 90));
         assert!(parse(&["--set", "port"]).unwrap_err().to_string().contains("KEY=VALUE"));
+        let error = parse(&["--set", "auth.keys=secret"]).unwrap_err().to_string();
+        assert!(error.contains("--api-key-file") && !error.contains("secret"), "{error}");
         let error = parse(&["--max-queue", "few"]).unwrap_err().to_string();
         assert!(error.starts_with("--max-queue: bad value for `limits.max_queue`"), "{error}");
     }

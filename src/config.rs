@@ -205,17 +205,19 @@ impl Config {
         source::merge(&[]).expect("config/default.yaml is valid, a test reads it")
     }
 
-    /// The defaults, then `file` if there is one, then the environment, then `flags`; validated.
+    /// The defaults, then `file` or else the one that `TOKENMILL_CONFIG` names, then the environment, then `flags`; validated.
     ///
     /// # Errors
     /// One line that names the key and where it was set.
     pub fn load(file: Option<&Path>, flags: Overrides) -> Result<Self, ConfigError> {
         let mut layers = Vec::new();
-        if let Some(path) = file {
+        // Read here alone: everything else is handed its settings.
+        let variables: Vec<_> = std::env::vars_os().collect();
+        let named = variables.iter().find(|(name, _)| name == source::CONFIG_FILE_VARIABLE);
+        if let Some(path) = file.or(named.map(|(_, path)| Path::new(path))) {
             layers.push(Overrides::from_file(path)?);
         }
-        // Named here alone: everything else is handed its settings.
-        layers.push(Overrides::from_environment(std::env::vars_os())?);
+        layers.push(Overrides::from_environment(variables.into_iter())?);
         layers.push(flags);
         Self::from_layers(&layers)
     }

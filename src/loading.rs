@@ -3,7 +3,7 @@
 //! Slow and blocking; called once at start, on a thread of its own, while the server already answers health checks.
 
 use crate::app::App;
-use crate::config::{Auto, ByteSize, Config, ConfigError, KvTypeSetting, QuantizeSetting, machine};
+use crate::config::{ByteSize, Config, ConfigError, KvTypeSetting, QuantizeSetting, machine};
 use crate::demo;
 use crate::prompt::{ChatTemplate, Tokenizer};
 use crate::serving::admission::AdmissionLimits;
@@ -88,13 +88,16 @@ pub fn load(app: &Arc<App>) -> Result<Arc<ModelHandle>, LoadFailure> {
     };
     log_loaded(&served, &loaded.runner, &options, started);
     let (engine, admission) = limits(config);
-    let died = app.clone();
+    let (died, stepped) = (app.clone(), app.clone());
     let handle = ModelHandle::start(
         served,
         loaded.runner,
         engine,
         admission,
-        Box::new(move |stats, times| metrics.observe_step(stats, times)),
+        Box::new(move |stats, times| {
+            stepped.lifecycle.note_step();
+            metrics.observe_step(stats, times);
+        }),
         Box::new(move || died.lifecycle.set_engine_dead()),
     )?;
     app.models.insert(handle.clone());
@@ -195,29 +198,24 @@ fn log_loaded(served: &ServedModel, runner: &impl ModelRunner, options: &LoadOpt
     let kv_tokens = u64::from(geometry.num_blocks) * u64::from(geometry.block_size);
     tracing::info!(
         name = served.name,
-        family = info.family,
         params = info.num_params,
-        weights = %ByteSize::new(info.weights_bytes),
-        layout = info.layout,
         threads = options.num_threads,
         isa = %options.isa,
-        ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
-        "model loaded"
-    );
-    tracing::info!(
         memory = %ByteSize::new(options.memory_bytes),
+        weights = %ByteSize::new(info.weights_bytes),
         kv_cache = %ByteSize::new(kv_tokens.saturating_mul(info.kv_bytes_per_token)),
         kv_type = ?info.kv_type,
         kv_tokens,
         ctx = info.max_model_len,
-        trained_ctx = info.max_position_embeddings,
-        "memory plan"
+        ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "model and memory plan"
     );
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Auto;
 
     #[test]
     fn a_model_has_the_name_of_its_files() {

@@ -1,6 +1,6 @@
 //! `GET /health`, `/livez`, `/readyz`: health is not readiness.
 //!
-//! None of them looks at the load. `/livez` is bad only when the process should be replaced (the engine is dead); `/readyz`
+//! None of them looks at the load. `/livez` is bad only when the process should be replaced (the engine is dead or hangs); `/readyz`
 //! says whether new requests are welcome; `/health` is what existing tools ask first and means "the model answers".
 
 use crate::app::{App, Stage};
@@ -52,6 +52,10 @@ pub fn check_ready(app: &App) -> Result<(), ApiError> {
 fn check_alive(app: &App) -> Result<(), ApiError> {
     if app.lifecycle.is_engine_dead() {
         return Err(ApiError::new(ErrorKind::Unavailable, "the engine has stopped; the server must be restarted"));
+    }
+    let has_work = app.models.list().iter().any(|model| model.num_seqs() > 0);
+    if app.lifecycle.is_engine_stuck(has_work) {
+        return Err(ApiError::new(ErrorKind::Unavailable, "the engine hangs; the server must be restarted"));
     }
     Ok(())
 }

@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 /// Start of the names of our environment variables.
 const ENV_PREFIX: &str = "TOKENMILL_";
 
+/// The environment's `--config`.
+pub(super) const CONFIG_FILE_VARIABLE: &str = "TOKENMILL_CONFIG";
+
 /// What is wrong with the settings, in one line.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
@@ -130,7 +133,9 @@ impl Overrides {
         // Sorted, so that the error of two bad ones does not depend on the environment's order.
         let ours: BTreeMap<String, OsString> = variables
             .filter_map(|(name, value)| name.into_string().ok().map(|name| (name, value)))
-            .filter(|(name, _)| name.starts_with(ENV_PREFIX))
+            .filter(|(name, value)| {
+                name.starts_with(ENV_PREFIX) && name != CONFIG_FILE_VARIABLE && !is_service_link(name, value)
+            })
             .collect();
         let mut settings = Vec::new();
         for (name, value) in ours {
@@ -147,6 +152,13 @@ impl Overrides {
         }
         Ok(Self(settings))
     }
+}
+
+/// Whether Kubernetes has put the variable there to tell of a service that is called `tokenmill`.
+fn is_service_link(name: &str, value: &OsString) -> bool {
+    let name = &name[ENV_PREFIX.len()..];
+    let is_url = value.to_str().is_some_and(|value| value.starts_with("tcp://") || value.starts_with("udp://"));
+    name.starts_with("SERVICE_") || name.starts_with("PORT_") || (name == "PORT" && is_url)
 }
 
 /// Lays `layers` over the defaults in order.
@@ -299,7 +311,12 @@ mod tests {
         flags.set("--port", "server.port", "3");
         let file = yaml("server: {port: 1, host: '::1'}\nmodel: a.gguf");
         let env = env(&[("TOKENMILL_SERVER__PORT", "2"), ("TOKENMILL_MODEL", "7"), ("OTHER", "x")]);
-        let config = merge(&[file, env, flags]).unwrap();
+        let kubernetes = self::env(&[
+            ("TOKENMILL_PORT", "tcp://10.0.0.9:80"),
+            ("TOKENMILL_SERVICE_HOST", "10.0.0.9"),
+            ("TOKENMILL_PORT_80_TCP", "tcp://10.0.0.9:80"),
+        ]);
+        let config = merge(&[file, env, flags, kubernetes]).unwrap();
         assert_eq!((config.server.port, config.server.host.as_str(), config.model.as_str()), (3, "::1", "7"));
     }
 
