@@ -23,6 +23,10 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Write a GGUF file with random weights at the shape of a published model, for benches
     Synth(SynthArgs),
+    /// Measure prefill and decode tokens/s by batch size, and what they are of this machine's limits
+    Bench(BenchArgs),
+    /// Say what a model's files hold and what serving it takes
+    Inspect(InspectArgs),
 }
 
 /// Flags of `tokenmill synth`.
@@ -59,21 +63,9 @@ pub struct ServeArgs {
     /// Address to listen on [default: 127.0.0.1]
     #[arg(long)]
     pub host: Option<String>,
-    /// Threads that compute [default: all cores]
-    #[arg(long, value_name = "N")]
-    pub threads: Option<String>,
-    /// Memory for weights, KV cache and buffers, as in 3GiB [default: the machine's, less a margin]
-    #[arg(long, value_name = "SIZE")]
-    pub memory: Option<String>,
-    /// Longest sequence, prompt and output together [default: the model's, as far as memory allows]
-    #[arg(long, value_name = "TOKENS")]
-    pub ctx: Option<String>,
-    /// `auto`, `q8_0`, `q4_0`, or `none` for f32 throughout [default: auto]
-    #[arg(long, value_name = "FORMAT")]
-    pub quantize: Option<String>,
-    /// KV cache: `auto`, `f32`, `f16` or `int8` [default: auto]
-    #[arg(long, value_name = "TYPE")]
-    pub kv_type: Option<String>,
+    /// How to compute
+    #[command(flatten)]
+    pub engine: EngineArgs,
     /// Where Tokenmill keeps what it writes [default: ~/.local/share/tokenmill]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<String>,
@@ -98,12 +90,92 @@ pub struct ServeArgs {
     /// YAML file with settings
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+}
+
+/// Flags of all commands that load a model.
+#[derive(Debug, Default, Args)]
+pub struct EngineArgs {
+    /// Threads that compute [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<String>,
+    /// Memory for weights, KV cache and buffers, as in 3GiB [default: the machine's, less a margin]
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// Longest sequence, prompt and output together [default: the model's, as far as memory allows]
+    #[arg(long, value_name = "TOKENS")]
+    pub ctx: Option<String>,
+    /// `auto`, `q8_0`, `q4_0`, or `none` for f32 throughout [default: auto]
+    #[arg(long, value_name = "FORMAT")]
+    pub quantize: Option<String>,
+    /// KV cache: `auto`, `f32`, `f16` or `int8` [default: auto]
+    #[arg(long, value_name = "TYPE")]
+    pub kv_type: Option<String>,
     /// Any other setting, as in `--set server.idle_timeout=90s`
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }
 
+/// Flags of `tokenmill bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// GGUF file, Hugging Face folder, or `demo`
+    pub model: String,
+    /// How to compute
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `tokenmill inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// GGUF file, Hugging Face folder, or `demo`
+    pub model: String,
+    /// `auto`, `q8_0`, `q4_0`, or `none`: what the sizes are computed for [default: auto]
+    #[arg(long, value_name = "FORMAT")]
+    pub quantize: Option<String>,
+    /// JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
 impl ServeArgs {
+    /// The settings among the flags.
+    ///
+    /// # Errors
+    /// A `--set` without `=`.
+    pub fn overrides(&self) -> Result<Overrides, ConfigError> {
+        let mut overrides = self.engine.overrides()?;
+        for (flag, key) in FLAGS {
+            if let Some(value) = self.value_of(flag) {
+                overrides.set(&format!("--{}", flag.replace('_', "-")), key, value);
+            }
+        }
+        Ok(overrides)
+    }
+
+    fn value_of(&self, flag: &str) -> Option<&str> {
+        let value = match flag {
+            "model" => &self.model,
+            "model_name" => &self.model_name,
+            "port" => &self.port,
+            "host" => &self.host,
+            "data_dir" => &self.data_dir,
+            "api_key_file" => &self.api_key_file,
+            "max_queue" => &self.max_queue,
+            "max_batch_tokens" => &self.max_batch_tokens,
+            "max_batch_seqs" => &self.max_batch_seqs,
+            "log_level" => &self.log_level,
+            "log_format" => &self.log_format,
+            _ => return None,
+        };
+        value.as_deref()
+    }
+}
+
+impl EngineArgs {
     /// The settings among the flags.
     ///
     /// # Errors
@@ -124,36 +196,47 @@ impl ServeArgs {
             }
             overrides.set("--set", key.trim(), value);
         }
-        for (flag, key) in FLAGS {
-            if let Some(value) = self.value_of(flag) {
-                overrides.set(&format!("--{}", flag.replace('_', "-")), key, value);
+        for (flag, value) in [
+            ("threads", &self.threads),
+            ("memory", &self.memory),
+            ("ctx", &self.ctx),
+            ("quantize", &self.quantize),
+            ("kv_type", &self.kv_type),
+        ] {
+            if let Some(value) = value {
+                overrides.set(&format!("--{}", flag.replace('_', "-")), key_of(flag), value);
             }
         }
         Ok(overrides)
     }
+}
 
-    fn value_of(&self, flag: &str) -> Option<&str> {
-        let value = match flag {
-            "model" => &self.model,
-            "model_name" => &self.model_name,
-            "port" => &self.port,
-            "host" => &self.host,
-            "threads" => &self.threads,
-            "memory" => &self.memory,
-            "ctx" => &self.ctx,
-            "quantize" => &self.quantize,
-            "kv_type" => &self.kv_type,
-            "data_dir" => &self.data_dir,
-            "api_key_file" => &self.api_key_file,
-            "max_queue" => &self.max_queue,
-            "max_batch_tokens" => &self.max_batch_tokens,
-            "max_batch_seqs" => &self.max_batch_seqs,
-            "log_level" => &self.log_level,
-            "log_format" => &self.log_format,
-            _ => return None,
-        };
-        value.as_deref()
+impl BenchArgs {
+    /// The settings among the flags, the model included.
+    ///
+    /// # Errors
+    /// A `--set` without `=`.
+    pub fn overrides(&self) -> Result<Overrides, ConfigError> {
+        let mut overrides = self.engine.overrides()?;
+        overrides.set("MODEL", "model", &self.model);
+        Ok(overrides)
     }
+}
+
+impl InspectArgs {
+    /// The settings among the flags, the model included.
+    pub fn overrides(&self) -> Overrides {
+        let mut overrides = Overrides::new();
+        overrides.set("MODEL", "model", &self.model);
+        if let Some(quantize) = &self.quantize {
+            overrides.set("--quantize", key_of("quantize"), quantize);
+        }
+        overrides
+    }
+}
+
+fn key_of(flag: &str) -> &'static str {
+    FLAGS.iter().find(|(name, _)| *name == flag).map(|(_, key)| *key).expect("every flag has a row, a test tries them")
 }
 
 #[cfg(test)]
@@ -180,7 +263,7 @@ mod tests {
             let argument = format!("--{}=17", flag.replace('_', "-"));
             let cli = Cli::try_parse_from(["tokenmill", "serve", &argument]).unwrap();
             let Command::Serve(args) = cli.command else { panic!("another command") };
-            assert_eq!(args.value_of(flag), Some("17"), "{flag}");
+            assert!(format!("{:?}", args.overrides().unwrap()).contains(&argument[..argument.len() - 3]), "{flag}");
         }
     }
 

@@ -105,7 +105,10 @@ pub fn load(app: &Arc<App>) -> Result<Arc<ModelHandle>, LoadFailure> {
 }
 
 /// Where the model's files are; unpacks the demo model.
-fn resolve(config: &Config) -> Result<PathBuf, LoadFailure> {
+///
+/// # Errors
+/// Nothing is there, or the demo model cannot be unpacked.
+pub fn resolve(config: &Config) -> Result<PathBuf, LoadFailure> {
     // A file or folder of that name in the current folder is reached as ./demo.
     if config.model == demo::SPEC {
         let data_dir = config.data_dir()?;
@@ -118,7 +121,8 @@ fn resolve(config: &Config) -> Result<PathBuf, LoadFailure> {
     Ok(path)
 }
 
-fn load_options(config: &Config) -> LoadOptions {
+/// The settings as the loader takes them, with what is `auto` found out.
+pub fn load_options(config: &Config) -> LoadOptions {
     let engine = &config.engine;
     let memory = engine.memory.get_or(|| ByteSize::new(machine::memory_bytes().unwrap_or(FALLBACK_MEMORY)));
     LoadOptions {

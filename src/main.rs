@@ -3,8 +3,11 @@
 use clap::Parser;
 use std::io::{Write, stderr, stdout};
 use std::process::ExitCode;
-use tokenmill::cli::{Cli, Command, ServeArgs, SynthArgs};
+use tokenmill::bench::{self, BenchOptions};
+use tokenmill::cli::{BenchArgs, Cli, Command, InspectArgs, ServeArgs, SynthArgs};
 use tokenmill::config::{ByteSize, Config, ConfigError};
+use tokenmill::inspect;
+use tokenmill::loading::{load_options, resolve};
 use tokenmill::startup::{self, StartError};
 use tokenmill::synth::{SynthOptions, synth};
 
@@ -17,6 +20,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(args) => serve(&args),
         Command::Synth(args) => write_synthetic(args),
+        Command::Bench(args) => measure(&args),
+        Command::Inspect(args) => describe(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -42,4 +47,16 @@ fn write_synthetic(args: SynthArgs) -> anyhow::Result<()> {
     let size = ByteSize::new(report.file_bytes);
     writeln!(stdout(), "{}: {} weights, {size}", out.display(), report.num_params)?;
     Ok(())
+}
+
+fn measure(args: &BenchArgs) -> anyhow::Result<()> {
+    let config = Config::load(None, args.overrides()?)?;
+    let options = BenchOptions { load: load_options(&config), json: args.json };
+    Ok(bench::run(&resolve(&config)?, &options, &mut stdout().lock())?)
+}
+
+fn describe(args: &InspectArgs) -> anyhow::Result<()> {
+    let config = Config::load(None, args.overrides())?;
+    let quantize = load_options(&config).quantize;
+    Ok(inspect::run(&resolve(&config)?, quantize, args.json, &mut stdout().lock())?)
 }
