@@ -91,6 +91,73 @@ impl Task for SumExp<'_> {
     }
 }
 
+/// Writes `e^((x - max) * scale)` for every element; `scale` is the inverse of a temperature. 0 for NaN.
+///
+/// # Panics
+/// When `logits` and `out` differ in length.
+pub fn weights(isa: Isa, logits: &[f32], max: f32, scale: f32, out: &mut [f32]) {
+    assert!(logits.len() == out.len(), "{} logits, room for {}", logits.len(), out.len());
+    dispatch(isa, Weights { logits, max, scale, out });
+}
+
+struct Weights<'a> {
+    logits: &'a [f32],
+    max: f32,
+    scale: f32,
+    out: &'a mut [f32],
+}
+
+impl Task for Weights<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let (chunks, rest) = self.logits.as_chunks::<LANES>();
+        let (outs, rest_out) = self.out.as_chunks_mut::<LANES>();
+        for (chunk, out) in chunks.iter().zip(outs) {
+            simd.store(weigh(simd, chunk, self.max, self.scale), out);
+        }
+        let mut lanes = [0.0; LANES];
+        simd.store(weigh(simd, &partial(rest, f32::NEG_INFINITY), self.max, self.scale), &mut lanes);
+        rest_out.copy_from_slice(&lanes[..rest.len()]);
+    }
+}
+
+#[inline(always)]
+fn weigh<S: Simd>(simd: S, lanes: &[f32; LANES], max: f32, scale: f32) -> S::F32 {
+    // A NaN becomes negative infinity, whose exponential is 0.
+    let x = simd.max(simd.load(lanes), simd.splat(f32::NEG_INFINITY));
+    exp(simd, simd.mul(simd.sub(x, simd.splat(max)), simd.splat(scale)))
+}
+
+/// Whether no element is infinite or NaN.
+#[must_use]
+pub fn is_finite(isa: Isa, logits: &[f32]) -> bool {
+    dispatch(isa, IsFinite(logits))
+}
+
+struct IsFinite<'a>(&'a [f32]);
+
+impl Task for IsFinite<'_> {
+    type Output = bool;
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> bool {
+        // 0 x is 0, but NaN if x is infinite or NaN, and a NaN stays in the sum.
+        let zero = simd.splat(0.0);
+        let mut sums = [zero; 4];
+        let (rounds, rest) = self.0.as_chunks::<{ 4 * LANES }>();
+        for round in rounds {
+            let (chunks, _) = round.as_chunks::<LANES>();
+            for i in 0..4 {
+                sums[i] = simd.fma(simd.load(&chunks[i]), zero, sums[i]);
+            }
+        }
+        for chunk in rest.chunks(LANES) {
+            sums[0] = simd.fma(simd.load(&partial(chunk, 0.0)), zero, sums[0]);
+        }
+        simd.sum(simd.add(simd.add(sums[0], sums[1]), simd.add(sums[2], sums[3]))) == 0.0
+    }
+}
+
 /// Natural logarithm of the softmax at `index`, `max` and `sum_exp` being those of the row at scale 1.
 ///
 /// # Panics
@@ -297,6 +364,42 @@ mod tests {
                     assert!((found - exact).abs() <= 1e-6 * exact, "{isa} {len}: {found}, not {exact}");
                     let scalar = sum_exp(Isa::SCALAR, &x, expected, scale);
                     assert_eq!(sum_exp(isa, &x, expected, scale).to_bits(), scalar.to_bits(), "{isa} {len}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn weights_are_exponentials_with_the_same_bits_on_every_isa() {
+        for isa in Isa::available() {
+            for len in LENGTHS {
+                let mut x = row(len, len as u32);
+                x[len / 2] = f32::NEG_INFINITY;
+                let (mut found, mut scalar) = (vec![9.0; len], vec![9.0; len]);
+                weights(isa, &x, 31.0, 0.5, &mut found);
+                weights(Isa::SCALAR, &x, 31.0, 0.5, &mut scalar);
+                assert_eq!(found, scalar, "{isa} {len}");
+                for (x, found) in x.iter().zip(found) {
+                    let exact = (f64::from(x - 31.0) * 0.5).exp();
+                    assert!((f64::from(found) - exact).abs() <= 2e-7 * exact, "{isa} {x}: {found}, not {exact}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_element_that_is_not_finite_is_noticed() {
+        for isa in Isa::available() {
+            for len in LENGTHS {
+                let mut x = row(len, 5);
+                x[0] = f32::MAX;
+                assert!(is_finite(isa, &x), "{isa} {len}");
+                for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                    for at in [0, len / 2, len - 1] {
+                        let before = std::mem::replace(&mut x[at], bad);
+                        assert!(!is_finite(isa, &x), "{isa} {len} {bad} at {at}");
+                        x[at] = before;
+                    }
                 }
             }
         }

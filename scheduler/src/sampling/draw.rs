@@ -1,63 +1,54 @@
 //! One token from a row of logits: temperature, cuts, draw.
 //!
 //! The weight of a token is `exp((logit − max) / temperature)`, 1 for the most likely one. The cuts (top-k, then top-p
-//! of what top-k left, then min-p) all keep the most likely tokens down to some rank, so they only have to look at
-//! candidates above a floor, with the whole row as the fallback.
+//! of what top-k left, then min-p) all keep the most likely tokens down to some rank, so each of them comes down to a
+//! smallest weight; nothing is sorted but the few tokens of a top-k.
 
 use super::rng::Rng;
-use super::rows::{self, Candidate, RowScanner};
+use super::rows::{RowScanner, Scale, Weighed};
 use crate::request::SamplingParams;
 use tokenmill_models::runner::TokenId;
 
 /// Temperatures below this count as this, so that no quotient overflows.
 const MIN_TEMPERATURE: f32 = 1e-5;
 /// Weights below e⁻⁸ are first left aside: the rest is nearly always all that a nucleus keeps.
-const FIRST_FLOOR: f32 = -8.0;
-/// Ranges of candidates below this are sorted instead of partitioned again.
-const SORT_BELOW: usize = 32;
-/// Entries of a row whose weights are summed together to find the chunk that a draw falls into.
+const FIRST_LOG_FLOOR: f32 = -8.0;
+/// Weights that are summed together to find the chunk that a draw falls into.
 const CHUNK_LEN: usize = 1024;
+/// Halvings of the range of a nucleus' smallest weight before the weights in the range are set apart.
+const COARSE_HALVINGS: u32 = 8;
 
 /// Memory for one draw.
 pub(super) struct DrawScratch {
-    /// Capacity `vocab_size`.
-    candidates: Vec<Candidate>,
     /// Capacity for one sum per chunk of a row.
     chunk_sums: Vec<f64>,
+    /// `[vocab_size]`
+    in_range: Vec<f32>,
 }
 
 impl DrawScratch {
     pub(super) fn new(vocab_size: usize) -> Self {
         let chunk_sums = Vec::with_capacity(vocab_size.div_ceil(CHUNK_LEN));
-        Self { candidates: Vec::with_capacity(vocab_size), chunk_sums }
+        Self { chunk_sums, in_range: vec![0.0; vocab_size] }
     }
 }
 
-/// From logits to weights.
-#[derive(Clone, Copy)]
-struct Scale {
-    max: f32,
-    /// 1 / temperature.
-    factor: f32,
-}
-
-impl Scale {
-    fn weight(self, logit: f32) -> f32 {
-        ((logit - self.max) * self.factor).exp()
-    }
-
-    /// The logit whose weight is `exp(log_weight)`.
-    fn logit(self, log_weight: f32) -> f32 {
-        self.max + log_weight / self.factor
-    }
-}
-
-#[derive(Clone, Copy)]
+/// What a cut keeps: the weights above `weight`, and those equal to it up to index `last_idx`.
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Cut {
-    /// At most the vocabulary's size, which keeps all.
-    top_k: usize,
-    top_p: f32,
-    min_p: f32,
+    weight: f32,
+    last_idx: usize,
+}
+
+impl Cut {
+    /// Keeps every weight from `weight` on.
+    fn from(weight: f32) -> Self {
+        Self { weight, last_idx: usize::MAX }
+    }
+
+    fn keeps(self, idx: usize, weight: f32) -> bool {
+        weight > self.weight || (weight == self.weight && idx <= self.last_idx)
+    }
 }
 
 /// Chooses a token at the temperature of `params`, which is not 0, from a row whose largest entry is `max`. `None` if no
@@ -71,34 +62,62 @@ pub(super) fn draw(
     scratch: &mut DrawScratch,
 ) -> Option<TokenId> {
     let scale = Scale { max, factor: 1.0 / params.temperature.max(MIN_TEMPERATURE) };
-    let top_k = match params.top_k as usize {
-        0 => row.len(),
-        top_k => top_k.min(row.len()),
-    };
-    let cut = Cut { top_k, top_p: params.top_p, min_p: params.min_p };
-    if top_k == row.len() && cut.top_p >= 1.0 && cut.min_p <= 0.0 {
+    let top_k = params.top_k as usize;
+    let has_top_k = top_k > 0 && top_k < row.len();
+    let is_nucleus = params.top_p < 1.0;
+    if !has_top_k && !is_nucleus && params.min_p <= 0.0 {
         return draw_from_row(row, scale, rng.next_f64(), scanner, &mut scratch.chunk_sums);
     }
-    find_candidates(row, scale, cut, scanner, &mut scratch.candidates);
-    draw_from_candidates(&scratch.candidates, rng.next_f64())
+    let top_p = f64::from(params.top_p);
+    let (weighed, target) = if has_top_k {
+        let weighed = scanner.top(row, scale, top_k);
+        (weighed, top_p * sum_from(weighed.weights, 0.0))
+    } else if is_nucleus {
+        let target = top_p * scanner.total_weight(row, scale);
+        let has_all = sum_from(scanner.above_floor(row, scale, FIRST_LOG_FLOOR).weights, 0.0) >= target;
+        let log_floor = if has_all { FIRST_LOG_FLOOR } else { f32::MIN };
+        (scanner.above_floor(row, scale, log_floor), target)
+    } else {
+        (scanner.above_floor(row, scale, params.min_p.ln()), 0.0)
+    };
+    let mut cut = Cut::from(params.min_p.clamp(0.0, 1.0));
+    if is_nucleus {
+        let nucleus = nucleus(weighed.weights, target, &mut scratch.in_range);
+        cut = if cut.weight > nucleus.weight { cut } else { nucleus };
+    }
+    draw_from(weighed, cut, rng.next_f64(), &mut scratch.chunk_sums)
 }
 
-/// Draws from all tokens: a chunk by its share of the weight, then a token of the chunk.
+/// Draws from all tokens, without setting down every weight: a chunk by its share, then a token of the chunk.
 fn draw_from_row(
     row: &[f32],
     scale: Scale,
     uniform: f64,
-    scanner: &RowScanner,
+    scanner: &mut RowScanner,
     chunk_sums: &mut Vec<f64>,
 ) -> Option<TokenId> {
     chunk_sums.clear();
-    chunk_sums.extend(row.chunks(CHUNK_LEN).map(|chunk| scanner.sum_exp(chunk, scale.max, scale.factor)));
+    chunk_sums.extend(row.chunks(CHUNK_LEN).map(|chunk| scanner.total_weight(chunk, scale)));
     let target = uniform * chunk_sums.iter().sum::<f64>();
     let (chunk_idx, target) = pick(chunk_sums.iter().copied(), target)?;
     let start = chunk_idx * CHUNK_LEN;
-    let chunk = &row[start..row.len().min(start + CHUNK_LEN)];
-    let (offset, _) = pick(chunk.iter().map(|&logit| f64::from(scale.weight(logit))), target)?;
-    Some(u32::try_from(start + offset).expect("a vocabulary is smaller than 2^32"))
+    let weighed = scanner.all(&row[start..row.len().min(start + CHUNK_LEN)], scale);
+    let (offset, _) = pick(weighed.weights.iter().map(|&weight| f64::from(weight)), target)?;
+    Some(weighed.token(offset) + u32::try_from(start).expect("a vocabulary is smaller than 2^32"))
+}
+
+/// Draws from what `cut` keeps: a chunk by its share of the weight, then a token of the chunk.
+fn draw_from(weighed: Weighed<'_>, cut: Cut, uniform: f64, chunk_sums: &mut Vec<f64>) -> Option<TokenId> {
+    chunk_sums.clear();
+    let chunks = weighed.weights.chunks(CHUNK_LEN).enumerate();
+    chunk_sums.extend(chunks.map(|(chunk_idx, chunk)| sum_kept(chunk, chunk_idx * CHUNK_LEN, cut)));
+    let target = uniform * chunk_sums.iter().sum::<f64>();
+    let (chunk_idx, target) = pick(chunk_sums.iter().copied(), target)?;
+    let start = chunk_idx * CHUNK_LEN;
+    let chunk = weighed.weights[start..].iter().take(CHUNK_LEN).zip(start..);
+    let kept = chunk.map(|(&weight, idx)| if cut.keeps(idx, weight) { f64::from(weight) } else { 0.0 });
+    let (offset, _) = pick(kept, target)?;
+    Some(weighed.token(start + offset))
 }
 
 /// The index whose share of the running sum holds `target`, and how far into that share it lies. An index without
@@ -118,75 +137,84 @@ fn pick(weights: impl Iterator<Item = f64>, target: f64) -> Option<(usize, f64)>
     picked
 }
 
-/// Leaves in `candidates` the tokens that survive the cut, weights set.
-fn find_candidates(row: &[f32], scale: Scale, cut: Cut, scanner: &mut RowScanner, candidates: &mut Vec<Candidate>) {
-    let is_nucleus = cut.top_p < 1.0;
-    // ln(0) is −∞: everything but forbidden tokens.
-    let min_logit = scale.logit(cut.min_p.ln());
-    if cut.top_k < row.len() {
-        scanner.collect_top(row, cut.top_k, candidates);
-        let total = set_weights(candidates, scale);
-        if is_nucleus {
-            keep_nucleus(candidates, f64::from(cut.top_p) * total);
+/// The sum of what `cut` keeps of the weights from index `start` on.
+fn sum_kept(weights: &[f32], start: usize, cut: Cut) -> f64 {
+    let num_with_ties = cut.last_idx.saturating_add(1).saturating_sub(start).min(weights.len());
+    let (with_ties, without) = weights.split_at(num_with_ties);
+    sum_from(with_ties, cut.weight) + sum_from(without, cut.weight.next_up())
+}
+
+/// The sum of the weights of at least `floor`. Written for vectors: sixteen sums that do not wait for each other.
+fn sum_from(weights: &[f32], floor: f32) -> f64 {
+    let mut total = 0.0;
+    for chunk in weights.chunks(CHUNK_LEN) {
+        let mut sums = [0.0_f32; 16];
+        let (rounds, rest) = chunk.as_chunks::<16>();
+        for round in rounds {
+            for (sum, &weight) in sums.iter_mut().zip(round) {
+                *sum += if weight >= floor { weight } else { 0.0 };
+            }
         }
-    } else if is_nucleus {
-        let target = f64::from(cut.top_p) * scanner.sum_exp(row, scale.max, scale.factor);
-        scanner.collect_from(row, scale.logit(FIRST_FLOOR), candidates);
-        if set_weights(candidates, scale) < target {
-            scanner.collect_from(row, f32::MIN, candidates);
-            set_weights(candidates, scale);
+        for (sum, &weight) in sums.iter_mut().zip(rest) {
+            *sum += if weight >= floor { weight } else { 0.0 };
         }
-        keep_nucleus(candidates, target);
-    } else {
-        scanner.collect_from(row, min_logit, candidates);
-        set_weights(candidates, scale);
+        total += sums.iter().map(|&sum| f64::from(sum)).sum::<f64>();
     }
-    candidates.retain(|candidate| candidate.logit >= min_logit);
+    total
 }
 
-/// Sets every weight and returns their sum.
-fn set_weights(candidates: &mut [Candidate], scale: Scale) -> f64 {
-    for candidate in &mut *candidates {
-        candidate.weight = scale.weight(candidate.logit);
-    }
-    sum_of(candidates)
-}
-
-fn sum_of(candidates: &[Candidate]) -> f64 {
-    candidates.iter().map(|candidate| f64::from(candidate.weight)).sum()
-}
-
-/// Keeps the fewest most likely candidates whose weights reach `target`, at least one.
+/// The cut that keeps the fewest, largest weights whose sum reaches `target`, at least one.
 ///
-/// A quickselect by weight: the range that holds the boundary is halved until it is small enough to sort.
-fn keep_nucleus(candidates: &mut Vec<Candidate>, target: f64) {
-    let (mut start, mut end, mut before) = (0, candidates.len(), 0.0);
-    while end - start > SORT_BELOW {
-        let middle = start + (end - start) / 2;
-        candidates[start..end].select_nth_unstable_by(middle - start, rows::by_likelihood);
-        let sum = sum_of(&candidates[start..middle]);
-        if before + sum >= target {
-            end = middle;
+/// Weights lie in 0..=1, where the bits of a float order like the float, so halving a range of bits finds the smallest
+/// weight that is kept. Only the weights still in the range count after the first few halvings.
+fn nucleus(weights: &[f32], target: f64, in_range: &mut [f32]) -> Cut {
+    // Kept from `low` on, the weights reach the target; from `high` on, they do not.
+    let (mut low, mut high) = (0_u32, 1.0_f32.to_bits() + 1);
+    if sum_from(weights, 0.0) < target {
+        return Cut::from(0.0);
+    }
+    let target = target.max(f64::MIN_POSITIVE);
+    let mut above = 0.0;
+    let mut rest = weights;
+    let mut num_halvings = 0;
+    while high - low > 1 {
+        if num_halvings == COARSE_HALVINGS {
+            let (from, to) = (f32::from_bits(low), f32::from_bits(high));
+            above = sum_from(weights, to);
+            let num_in_range = copy_range(weights, from, to, in_range);
+            rest = &in_range[..num_in_range];
+        }
+        num_halvings += 1;
+        let middle = low + (high - low) / 2;
+        if above + sum_from(rest, f32::from_bits(middle)) >= target {
+            low = middle;
         } else {
-            before += sum;
-            start = middle;
+            high = middle;
         }
     }
-    candidates[start..end].sort_unstable_by(rows::by_likelihood);
-    for idx in start..end {
-        before += f64::from(candidates[idx].weight);
-        if before >= target {
-            candidates.truncate(idx + 1);
-            return;
+    let weight = f32::from_bits(low);
+    // Of the weights equal to the smallest, only as many as it takes, the first ones.
+    let mut left = target - sum_from(weights, weight.next_up());
+    let mut last_idx = 0;
+    for (idx, _) in weights.iter().enumerate().filter(|(_, other)| **other == weight) {
+        last_idx = idx;
+        left -= f64::from(weight);
+        if left <= 0.0 {
+            break;
         }
     }
-    candidates.truncate(end);
+    Cut { weight, last_idx }
 }
 
-fn draw_from_candidates(candidates: &[Candidate], uniform: f64) -> Option<TokenId> {
-    let weights = candidates.iter().map(|candidate| f64::from(candidate.weight));
-    let (idx, _) = pick(weights, uniform * sum_of(candidates))?;
-    Some(candidates[idx].id)
+/// Writes the weights of `from..to` to the front of `out` and returns how many there are. Without a branch per weight:
+/// which ones are in the range cannot be predicted.
+fn copy_range(weights: &[f32], from: f32, to: f32, out: &mut [f32]) -> usize {
+    let mut num_copied = 0;
+    for &weight in weights {
+        out[num_copied] = weight;
+        num_copied += usize::from((weight >= from) & (weight < to));
+    }
+    num_copied
 }
 
 #[cfg(test)]
@@ -276,20 +304,19 @@ mod tests {
 
     #[test]
     fn top_p_looks_at_the_whole_row_where_the_mass_is_spread() {
-        // One token at weight 1, the others below the first floor but with 3.7 in all: 0.5 takes 1 + 1.35 of it.
+        // One token of weight 1, the others below the first floor but with 3.7 in all: 0.5 takes 1 + 1.35 of it, which
+        // are those with the lower ids.
         let mut row = vec![-9.0; 30_000];
         row[17] = 0.0;
         let weight = (-9.0_f64).exp();
         let num_spread = (0.5 * (1.0 + 29_999.0 * weight) - 1.0) / weight;
-        let mut kept = Vec::new();
         let mut scanner = RowScanner::new(Isa::best(), row.len());
-        let cut = Cut { top_k: row.len(), top_p: 0.5, min_p: 0.0 };
-        find_candidates(&row, Scale { max: 0.0, factor: 1.0 }, cut, &mut scanner, &mut kept);
-        let mut ids: Vec<TokenId> = kept.iter().map(|candidate| candidate.id).collect();
-        ids.sort_unstable();
-        // Summed in f32 weights, so the boundary may be a token or two off.
-        assert!((ids.len() as f64 - (1.0 + num_spread.ceil())).abs() <= 2.0, "{} kept, {num_spread} spread", ids.len());
-        assert_eq!(ids.last(), u32::try_from(ids.len() - 1).ok().as_ref(), "the lower ids of equals are kept");
+        let mut scratch = DrawScratch::new(row.len());
+        let params = SamplingParams { top_p: 0.5, ..SamplingParams::default() };
+        let mut rng = Rng::new(3);
+        let draws = (0..3000).map(|_| draw(&params, &row, 0.0, &mut rng, &mut scanner, &mut scratch).unwrap());
+        let largest = f64::from(draws.max().unwrap());
+        assert!(largest <= num_spread + 3.0 && largest > 0.98 * num_spread, "{largest}, {num_spread} are kept");
     }
 
     #[test]
@@ -315,26 +342,35 @@ mod tests {
     fn the_nucleus_equals_that_of_a_full_sort() {
         let mut rng = Rng::new(5);
         for case in 0..300 {
-            let len = 1 + rng.below(400);
-            let mut candidates: Vec<Candidate> = (0..len)
-                .map(|id| {
-                    let step = u16::try_from(rng.below(20)).unwrap();
-                    Candidate { id, logit: -f32::from(step) / 4.0, weight: 0.0 }
-                })
-                .collect();
-            let target = rng.next_f64() * set_weights(&mut candidates, Scale { max: 0.0, factor: 1.0 });
-            let mut sorted = candidates.clone();
-            sorted.sort_by(rows::by_likelihood);
+            let len = 1 + rng.below(if case % 10 == 0 { 5000 } else { 40 });
+            // Powers of two sum exactly in any order; many are equal.
+            let mut weights: Vec<f32> =
+                (0..len).map(|_| (-f32::from(u16::try_from(rng.below(12)).unwrap())).exp2()).collect();
+            weights[0] = 1.0;
+            let total: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
+            let target = rng.next_f64() * total;
+            let mut order: Vec<usize> = (0..weights.len()).collect();
+            order.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]).then(a.cmp(&b)));
             let mut sum = 0.0;
-            let num_kept = sorted.iter().position(|candidate| {
-                sum += f64::from(candidate.weight);
+            let last = order.iter().position(|&idx| {
+                sum += f64::from(weights[idx]);
                 sum >= target
             });
-            sorted.truncate(num_kept.map_or(sorted.len(), |last| last + 1));
-            keep_nucleus(&mut candidates, target);
-            candidates.sort_by(rows::by_likelihood);
-            assert_eq!(candidates, sorted, "case {case}");
+            let mut expected = order[..=last.unwrap()].to_vec();
+            expected.sort_unstable();
+            let cut = nucleus(&weights, target, &mut vec![0.0; weights.len()]);
+            let kept: Vec<usize> = (0..weights.len()).filter(|&idx| cut.keeps(idx, weights[idx])).collect();
+            assert_eq!(kept, expected, "case {case}");
+            let sum_of_chunks: f64 = weights.chunks(7).enumerate().map(|(i, chunk)| sum_kept(chunk, 7 * i, cut)).sum();
+            assert_eq!(sum_of_chunks, sum, "case {case}");
         }
+    }
+
+    #[test]
+    fn a_nucleus_of_nothing_keeps_one_and_of_everything_all() {
+        let weights = [0.25, 1.0, 1.0, 0.0];
+        assert_eq!(nucleus(&weights, 0.0, &mut [0.0; 4]), Cut { weight: 1.0, last_idx: 1 });
+        assert_eq!(nucleus(&weights, 9.0, &mut [0.0; 4]), Cut::from(0.0));
     }
 
     #[test]

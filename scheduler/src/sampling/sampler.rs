@@ -3,7 +3,7 @@
 use super::draw::{self, DrawScratch};
 use super::processors::{self, Counts};
 use super::rng::Rng;
-use super::rows::{self, Candidate, RowScanner};
+use super::rows::{RowScanner, Scale};
 use crate::request::{SamplingParams, SeqError, TokenLogprobs};
 use tokenmill_kernels::isa::Isa;
 use tokenmill_models::runner::TokenId;
@@ -15,7 +15,6 @@ pub struct Scratch {
     draw: DrawScratch,
     /// `[vocab_size]`, the row while it is edited, if the original is needed afterwards.
     edited: Vec<f32>,
-    top: Vec<Candidate>,
 }
 
 impl Scratch {
@@ -27,7 +26,6 @@ impl Scratch {
             counts: Counts::new(vocab_size),
             draw: DrawScratch::new(vocab_size),
             edited: vec![0.0; vocab_size],
-            top: Vec::with_capacity(vocab_size),
         }
     }
 }
@@ -72,7 +70,7 @@ impl Sampler {
         history: History<'_>,
         scratch: &mut Scratch,
     ) -> Result<(TokenId, Option<Box<TokenLogprobs>>), SeqError> {
-        if !rows::is_finite(row) {
+        if !scratch.scanner.is_finite(row) {
             return Err(SeqError::NotFinite);
         }
         let Some(num_top) = self.params.num_logprobs else {
@@ -114,7 +112,7 @@ impl Sampler {
         num_top: u32,
         scratch: &mut Scratch,
     ) -> Result<TokenLogprobs, SeqError> {
-        if !rows::is_finite(row) {
+        if !scratch.scanner.is_finite(row) {
             return Err(SeqError::NotFinite);
         }
         Ok(logprobs(row, token, num_top, scratch))
@@ -127,11 +125,11 @@ impl Sampler {
     reason = "the logarithm of a sum of at most 2^32 ones is far from f32's limits"
 )]
 fn logprobs(row: &[f32], token: TokenId, num_top: u32, scratch: &mut Scratch) -> TokenLogprobs {
-    let Scratch { scanner, top, .. } = scratch;
+    let scanner = &mut scratch.scanner;
     let max = scanner.max(row);
-    let log_sum = max + scanner.sum_exp(row, max, 1.0).ln() as f32;
-    scanner.collect_top(row, (num_top as usize).min(row.len()), top);
-    let top = top.iter().map(|candidate| (candidate.id, candidate.logit - log_sum)).collect();
+    let log_sum = max + scanner.total_weight(row, Scale { max, factor: 1.0 }).ln() as f32;
+    let top = scanner.top_logits(row, (num_top as usize).min(row.len()));
+    let top = top.map(|(id, logit)| (id, logit - log_sum)).collect();
     TokenLogprobs { logprob: row[token as usize] - log_sum, top }
 }
 
