@@ -112,29 +112,31 @@ struct Sizes {
     first_special: usize,
 }
 
+/// Others differ from it.
+const QWEN25_HALF: Sizes = Sizes {
+    name: "Qwen2.5-0.5B",
+    architecture: "qwen2",
+    hidden_dim: 896,
+    num_layers: 24,
+    num_heads: 14,
+    num_kv_heads: 2,
+    head_dim: 64,
+    ffn_dim: 4864,
+    vocab_size: 151_936,
+    context_len: 32_768,
+    norm_eps: 1e-6,
+    rope_theta: 1e6,
+    qkv_bias: true,
+    qk_norm: false,
+    rope_scaling: None,
+    pre: "qwen2",
+    first_special: 151_643,
+};
+
 impl Shape {
     fn sizes(self) -> Sizes {
-        let qwen = Sizes {
-            name: "Qwen2.5-0.5B",
-            architecture: "qwen2",
-            hidden_dim: 896,
-            num_layers: 24,
-            num_heads: 14,
-            num_kv_heads: 2,
-            head_dim: 64,
-            ffn_dim: 4864,
-            vocab_size: 151_936,
-            context_len: 32_768,
-            norm_eps: 1e-6,
-            rope_theta: 1e6,
-            qkv_bias: true,
-            qk_norm: false,
-            rope_scaling: None,
-            pre: "qwen2",
-            first_special: 151_643,
-        };
         match self {
-            Self::Qwen25Half => qwen,
+            Self::Qwen25Half => QWEN25_HALF,
             Self::Qwen306 => Sizes {
                 name: "Qwen3-0.6B",
                 architecture: "qwen3",
@@ -147,7 +149,7 @@ impl Shape {
                 context_len: 40_960,
                 qkv_bias: false,
                 qk_norm: true,
-                ..qwen
+                ..QWEN25_HALF
             },
             Self::SmolLm2135M => Sizes {
                 name: "SmolLM2-135M",
@@ -164,7 +166,7 @@ impl Shape {
                 qkv_bias: false,
                 pre: "smollm",
                 first_special: 0,
-                ..qwen
+                ..QWEN25_HALF
             },
             Self::Llama321 => Sizes {
                 name: "Llama-3.2-1B",
@@ -182,7 +184,7 @@ impl Shape {
                 rope_scaling: Some((32.0, 1.0, 4.0, 8192.0)),
                 pre: "llama-bpe",
                 first_special: 128_000,
-                ..qwen
+                ..QWEN25_HALF
             },
         }
     }

@@ -1,18 +1,13 @@
 //! The binary: what it says and how it exits when something is wrong, and how it ends.
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
-use std::io::{BufRead, BufReader, Read, Write};
+#[path = "common/process.rs"]
+mod process;
+
+use process::{Running, tokenmill};
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Output, Stdio};
-
-const BINARY: &str = env!("CARGO_BIN_EXE_tokenmill");
-
-/// The binary with an empty environment, so that the tester's own settings do not matter.
-fn tokenmill(arguments: &[&str]) -> Command {
-    let mut command = Command::new(BINARY);
-    command.args(arguments).env_clear().stdin(Stdio::null());
-    command
-}
+use std::process::Output;
 
 /// Fails with `code` and one line on stderr that holds all of `parts`.
 fn check_error(output: &Output, code: i32, parts: &[&str]) {
@@ -76,55 +71,6 @@ fn a_taken_port_is_told_before_the_model_is_loaded() {
     check_error(&output, 1, &[&format!("127.0.0.1:{port}"), "the port is taken", "--port"]);
     let output = tokenmill(&["serve", "--port", "0", "--host", "203.0.113.1"]).output().unwrap();
     check_error(&output, 1, &["203.0.113.1", "--host"]);
-}
-
-/// A running server; killed when dropped.
-struct Running {
-    _data: tempfile::TempDir,
-    child: Child,
-    address: String,
-    log: BufReader<std::process::ChildStderr>,
-}
-
-impl Running {
-    /// Waits until the server says where it listens.
-    fn start(arguments: &[&str]) -> Self {
-        let data = tempfile::tempdir().unwrap();
-        let mut command = tokenmill(&[&["serve", "--port", "0", "--log-format", "json"], arguments].concat());
-        let mut child = command.arg("--data-dir").arg(data.path()).stderr(Stdio::piped()).spawn().unwrap();
-        let log = BufReader::new(child.stderr.take().unwrap());
-        let mut running = Self { _data: data, child, address: String::new(), log };
-        let mut line = String::new();
-        while running.address.is_empty() {
-            line.clear();
-            assert!(running.log.read_line(&mut line).unwrap() > 0, "the server ended before it listened");
-            let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("no JSON: {line}"));
-            if event["message"] == "listening" {
-                running.address = event["address"].as_str().unwrap().trim_start_matches("http://").to_owned();
-            }
-        }
-        running
-    }
-
-    fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
-    }
-
-    fn get(&self, path: &str) -> String {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _gone = self.child.kill();
-        let _reaped = self.child.wait();
-    }
 }
 
 #[cfg(unix)]
