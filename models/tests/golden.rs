@@ -246,3 +246,13 @@ fn the_demo_model_answers_like_the_reference() {
         assert_eq!(driver.greedy(&input, output.len()), output, "{}", case["name"]);
     }
 }
+
+/// The gateway refuses such a token; if one slips through, its step fails and the next one works.
+#[test]
+fn a_token_outside_the_vocabulary_fails_its_step_only() {
+    let [path, ..] = own_models();
+    let mut driver = Driver::new(load(&path, &options(Quantize::None)).unwrap().runner);
+    let before = driver.all_logits(&[3, 4, 5], &[3]);
+    assert!(driver.failure(&[3, 160, 5]).contains("token 160 of a vocabulary of 160"));
+    assert!(same_bits(&driver.all_logits(&[3, 4, 5], &[3]), &before));
+}

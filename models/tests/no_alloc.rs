@@ -1,4 +1,5 @@
 //! A step allocates nothing: not on the first of its kind after a warm-up, not for any mixture of prefill and decode.
+//! Alone in its binary, because the counter sees every thread.
 #![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 mod common;

@@ -35,13 +35,16 @@ impl ModelRunner for CpuRunner {
     }
 
     /// # Panics
-    /// When `batch` breaks the contract: more tokens or sequences than the geometry allows, a token outside the
-    /// vocabulary, a block that does not exist.
+    /// When `batch` breaks the contract: more tokens or sequences than the geometry allows, a block that does not exist.
+    /// A token outside the vocabulary, which a client might have sent, is an error.
     fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), RunnerError> {
         let geometry = self.geometry;
         let (num_tokens, num_seqs) = (batch.tokens.len(), batch.seqs.len());
         assert!(num_tokens <= geometry.max_batch_tokens as usize, "{num_tokens} tokens in a step");
         assert!(num_seqs <= geometry.max_batch_seqs as usize, "{num_seqs} sequences in a step");
+        if let Some(token) = batch.tokens.iter().find(|token| **token >= geometry.vocab_size) {
+            return Err(RunnerError::Backend(format!("token {token} of a vocabulary of {}", geometry.vocab_size)));
+        }
         let Self { isa, pool, spec, weights, kv, arena, .. } = self;
         Step { isa: *isa, pool, spec, weights, kv, arena }.run(batch, logits)
     }

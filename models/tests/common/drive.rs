@@ -111,6 +111,14 @@ impl<R: ModelRunner> Driver<R> {
         ids.split_off(prompt.len())
     }
 
+    /// Why a step over `ids` fails.
+    pub(crate) fn failure(&mut self, ids: &[TokenId]) -> String {
+        let seq = self.sequence(ids, 0);
+        self.batch.clear();
+        self.push(&seq, ids.len(), 1);
+        self.runner.forward(&self.batch, &mut self.logits).unwrap_err().to_string()
+    }
+
     /// A sequence with blocks that no other `slot` has, in an order that is not ascending.
     fn sequence<'a>(&self, ids: &'a [TokenId], slot: u32) -> Sequence<'a> {
         let num_blocks = self.geometry.num_blocks_for(u32::try_from(ids.len()).unwrap());
