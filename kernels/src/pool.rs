@@ -118,7 +118,10 @@ impl Pool {
                 spawned.expect("the system grants a thread")
             })
             .collect();
-        Self { shared, workers, phase: Mutex::new(()) }
+        let pool = Self { shared, workers, phase: Mutex::new(()) };
+        // A thread's own start allocates; with all of them up, no later phase does.
+        pool.run(|_| {});
+        pool
     }
 
     /// Threads that share the work, the caller included.

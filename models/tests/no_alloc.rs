@@ -1,5 +1,5 @@
 //! A step allocates nothing: not on the first of its kind after a warm-up, not for any mixture of prefill and decode.
-//! Alone in its binary, because the counter sees every thread.
+//! A program of its own without the test harness, because the counter sees every thread.
 #![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 mod common;
@@ -49,8 +49,7 @@ fn fill(batch: &mut Batch, shares: &[Share], with_copy: bool) {
     }
 }
 
-#[test]
-fn a_step_allocates_nothing() {
+fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     for (name, quantize, num_threads) in
         [("llama-biased", Quantize::None, 1), ("qwen2-tied", Quantize::Q8_0, 2), ("qwen3-sharded", Quantize::Q4_0, 2)]
