@@ -11,8 +11,8 @@ use crate::aligned::AlignedVec;
 use crate::isa::{Isa, Level};
 use crate::pool::Pool;
 
-/// How long a probe runs; the fastest of several samples counts.
-const SAMPLES: usize = 8;
+/// How long a probe runs; its fastest sample counts. Long enough for the system to move a new thread to a core of its own.
+const PROBE_TIME: Duration = Duration::from_millis(200);
 const DOTS_PER_SAMPLE: u64 = 2_000_000;
 /// Read by the bandwidth probe: more than the last-level cache of small machines.
 const READ_BYTES: usize = 128 << 20;
@@ -20,7 +20,7 @@ const READ_BYTES: usize = 128 << 20;
 /// The most 8-bit integer operations a second (a multiplication and an addition count as two), in units of 10⁹, with
 /// all threads of the pool: what the integer kernels would reach if nothing but their dot products took time.
 ///
-/// Takes some tens of milliseconds.
+/// Takes 0.2 s.
 #[must_use]
 pub fn int8_gops(isa: Isa, pool: &Pool) -> f64 {
     let ops_per_dot = match isa.level() {
@@ -49,7 +49,7 @@ pub fn int8_gops(isa: Isa, pool: &Pool) -> f64 {
 
 /// Bytes that all threads of the pool together read from memory in a second, in units of 10⁹.
 ///
-/// Reads 128 MiB several times; takes some tens of milliseconds.
+/// Reads 128 MiB again and again for 0.2 s.
 #[must_use]
 pub fn read_bandwidth(pool: &Pool) -> f64 {
     const CHUNK: usize = 64 << 10;
@@ -80,12 +80,14 @@ fn sum(values: &[u64]) -> u64 {
 }
 
 fn fastest(mut sample: impl FnMut()) -> Duration {
-    let times = (0..SAMPLES).map(|_| {
+    let started = Instant::now();
+    let mut best = Duration::MAX;
+    while best == Duration::MAX || started.elapsed() < PROBE_TIME {
         let start = Instant::now();
         sample();
-        start.elapsed()
-    });
-    times.min().expect("there are samples").max(Duration::from_nanos(1))
+        best = best.min(start.elapsed());
+    }
+    best.max(Duration::from_nanos(1))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a rate to show")]
