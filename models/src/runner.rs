@@ -161,9 +161,6 @@ impl Logits {
 /// Why a step failed. The step's sequences are lost; the runner stays usable.
 #[derive(Debug, thiserror::Error)]
 pub enum RunnerError {
-    /// The model produced logits that are not numbers.
-    #[error("the model produced logits that are not finite")]
-    NotFinite,
     /// The back end failed.
     #[error("the back end failed: {0}")]
     Backend(String),

@@ -13,7 +13,7 @@ use tokenmill_kernels::pool::Pool;
 
 use super::arena::{Arena, MLP_TOKENS, head_shape};
 use super::weights::{LayerWeights, ModelWeights};
-use crate::runner::{Batch, Logits, RunnerError};
+use crate::runner::{Batch, Logits};
 use crate::spec::DecoderSpec;
 
 /// What a step works with.
@@ -28,7 +28,7 @@ pub(super) struct Step<'a> {
 
 impl Step<'_> {
     /// Runs `batch`; see [`crate::runner::ModelRunner::forward`].
-    pub(super) fn run(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), RunnerError> {
+    pub(super) fn run(&mut self, batch: &Batch, logits: &mut Logits) {
         for copy in &batch.copies {
             self.kv.copy_block(copy.from.0, copy.to.0, copy.num_tokens as usize);
         }
@@ -49,12 +49,12 @@ impl Step<'_> {
                 num_rows = num_wanted;
             }
             if num_rows == 0 {
-                return Ok(());
+                return;
             }
             self.add_attention(layer, num_rows);
             self.add_mlp(layer, num_rows);
         }
-        self.output(num_rows, out)
+        self.output(num_rows, out);
     }
 
     /// Embeds the tokens and notes where everything lies.
@@ -167,13 +167,10 @@ impl Step<'_> {
         }
     }
 
-    /// Turns the wanted rows, which are in front by now, into logits.
-    fn output(&mut self, num_rows: usize, logits: &mut [f32]) -> Result<(), RunnerError> {
+    /// Turns the wanted rows, which are in front by now, into logits. A row that is not finite stays so and fails its own
+    /// sequence when it is sampled; its neighbours do not notice.
+    fn output(&mut self, num_rows: usize, logits: &mut [f32]) {
         let arena = &mut *self.arena;
-        // A weight or activation that is not a number reaches the whole hidden row, which is shorter than the logits.
-        if !arena.residual[..num_rows * self.spec.hidden_dim].iter().all(|x| x.is_finite()) {
-            return Err(RunnerError::NotFinite);
-        }
         norm_rows(
             self.isa,
             self.pool,
@@ -184,7 +181,6 @@ impl Step<'_> {
             &mut arena.normed,
         );
         matmul(self.pool, self.weights.output(), &arena.normed, logits, Place::rows_of(self.spec.vocab_size));
-        Ok(())
     }
 }
 

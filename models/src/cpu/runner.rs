@@ -46,6 +46,7 @@ impl ModelRunner for CpuRunner {
             return Err(RunnerError::Backend(format!("token {token} of a vocabulary of {}", geometry.vocab_size)));
         }
         let Self { isa, pool, spec, weights, kv, arena, .. } = self;
-        Step { isa: *isa, pool, spec, weights, kv, arena }.run(batch, logits)
+        Step { isa: *isa, pool, spec, weights, kv, arena }.run(batch, logits);
+        Ok(())
     }
 }
