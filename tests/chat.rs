@@ -392,11 +392,52 @@ async fn fields_without_effect_and_the_request_id_are_accepted() {
         json!({"request_id": "job-7", "user": "u", "safety_identifier": "s", "prompt_cache_key": "k", "session_id": "x",
             "metadata": {"a": "b"}, "store": false, "service_tier": "auto", "parallel_tool_calls": true, "tools": [],
             "tool_choice": "auto", "response_format": {"type": "text"}, "modalities": ["text"], "verbosity": "medium",
-            "logprobs": null, "stop": null, "stream_options": null, "reasoning_effort": "none", "logit_bias": {}}),
+            "sse_ping_interval": 5, "logprobs": null, "stop": null, "stream_options": null, "reasoning_effort": "none", "logit_bias": {}}),
     )
     .await;
     assert_eq!(answer["id"], "chatcmpl-job-7");
     assert_eq!(content(&answer), content(&plain));
+}
+
+#[tokio::test]
+async fn fields_that_the_template_does_not_read_are_refused() {
+    let server = TestServer::start().await;
+    for extra in [json!({"documents": [{"text": "a"}]}), json!({"reasoning_effort": "high"})] {
+        let reply = server.post(PATH, &body(&server, &extra)).await;
+        assert_eq!(reply.json()["error"]["code"], "unsupported_parameter", "{extra}");
+        assert_eq!(
+            reply.json()["error"]["param"].as_str(),
+            extra.as_object().unwrap().keys().next().map(String::as_str)
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_failed_step_fails_its_requests_alone() {
+    let server = TestServer::with(Options { failing_steps: vec![0, 5], ..Options::default() }).await;
+    let reply = server.post(PATH, &body(&server, &json!({}))).await;
+    assert_eq!((reply.status, reply.json()["error"]["type"].as_str()), (500, Some("server_error")));
+    // Step 5 is in the middle of this one.
+    let mut streamed = body(&server, &json!({}));
+    streamed["stream"] = json!(true);
+    let events = server.post(PATH, &streamed).await.events();
+    assert_eq!(events[0]["choices"][0]["delta"]["role"], "assistant");
+    assert_eq!(events.last().unwrap()["error"]["type"], "server_error");
+    assert_eq!(whole(&server, json!({})).await["usage"]["completion_tokens"], 24);
+    server.idle().await;
+}
+
+#[tokio::test]
+async fn the_death_of_the_engine_is_told_to_everybody() {
+    let server = TestServer::with(Options { panics: true, ..Options::default() }).await;
+    let request = body(&server, &json!({"n": 2}));
+    for reply in futures_util::future::join_all([server.post(PATH, &request), server.post(PATH, &request)]).await {
+        assert_eq!((reply.status, reply.json()["error"]["type"].as_str()), (500, Some("server_error")));
+    }
+    let reply = server.post(PATH, &request).await;
+    assert_eq!(reply.status, 500, "and to those who come later");
+    assert!(!server.handle().is_alive());
+    server.idle().await;
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use crate::{
     app::App,
     body::Response,
     error::ApiError,
-    sse::{self, SseSender},
+    sse::{self, SseOptions, SseSender},
     stream::choice::Delta,
     trace::random_u64,
 };
@@ -40,8 +40,10 @@ pub(super) trait Shape: Send + Sync + 'static {
 pub(super) async fn answer<S: Shape>(app: Arc<App>, request: Request) -> Result<Response, ApiError> {
     let params = Parameters::from_body(S::ENDPOINT, &request.body)?;
     let mut generation = Generation::start(&app, &request, S::ENDPOINT, params).await?;
-    if generation.params.stream.is_some() {
-        let (sender, response) = sse::channel(app.sse_options());
+    if let Some(stream) = &generation.params.stream {
+        let defaults = app.sse_options();
+        let keep_alive = stream.ping.unwrap_or(defaults.keep_alive);
+        let (sender, response) = sse::channel(SseOptions { keep_alive, ..defaults });
         tokio::spawn(pump::<S>(generation, sender));
         return Ok(response);
     }

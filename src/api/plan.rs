@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokenmill_models::runner::TokenId;
 use tokenmill_scheduler::request::SamplingParams;
 
@@ -107,28 +107,47 @@ pub(super) fn template_input(
     let text_bytes = messages.iter().filter_map(|message| message["content"].as_str()).map(str::len).sum();
     check_text_len(text_bytes, "messages", handle)?;
     let mut kwargs = options.kwargs.clone();
-    if let Some(effort) = &options.reasoning_effort {
-        let template = handle.tokenizer().chat_templates().get("default").map_or("", String::as_str);
-        let (knows_effort, knows_thinking) =
-            (template.contains("reasoning_effort"), template.contains("enable_thinking"));
-        if !knows_effort && !knows_thinking && effort != "none" {
-            return Err(ApiError::unsupported_value(
-                "reasoning_effort",
-                format!("'reasoning_effort' is not supported by the model '{}': it does not reason", handle.name()),
-            ));
-        }
-        if knows_effort {
-            kwargs.entry("reasoning_effort").or_insert_with(|| effort.as_str().into());
-        }
-        if knows_thinking {
-            kwargs.entry("enable_thinking").or_insert_with(|| (effort != "none").into());
-        }
-    }
+    add_template_variables(&mut kwargs, options, handle)?;
     let mut input = TemplateInput::new(Value::Array(messages));
     input.kwargs = kwargs;
     input.add_generation_prompt = options.add_generation_prompt.unwrap_or(!options.continue_final_message);
     input.continue_final_message = options.continue_final_message;
     Ok(input)
+}
+
+/// Adds the variables behind fields of their own, where the template reads them; what it does not read is refused.
+fn add_template_variables(
+    kwargs: &mut Map<String, Value>,
+    options: &TemplateOptions,
+    handle: &ModelHandle,
+) -> Result<(), ApiError> {
+    let template = handle.tokenizer().chat_templates().get("default").map_or("", String::as_str);
+    let unread = |param: &str| {
+        let message =
+            format!("'{param}' is not supported by the model '{}': its chat template does not read it", handle.name());
+        Err(ApiError::unsupported_value(param, message))
+    };
+    if let Some(documents) = &options.documents {
+        if !template.contains("documents") {
+            return unread("documents");
+        }
+        kwargs.entry("documents").or_insert_with(|| documents.clone());
+    }
+    if let Some(effort) = &options.reasoning_effort {
+        let (reads_effort, reads_thinking) =
+            (template.contains("reasoning_effort"), template.contains("enable_thinking"));
+        // A model that cannot reason does what `none` asks for.
+        if !reads_effort && !reads_thinking && effort != "none" {
+            return unread("reasoning_effort");
+        }
+        if reads_effort {
+            kwargs.entry("reasoning_effort").or_insert_with(|| effort.as_str().into());
+        }
+        if reads_thinking {
+            kwargs.entry("enable_thinking").or_insert_with(|| (effort != "none").into());
+        }
+    }
+    Ok(())
 }
 
 /// Renders and encodes a conversation; slow.

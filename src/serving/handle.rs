@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use tokenmill_models::{
     ModelInfo,
     runner::{Geometry, ModelRunner, SeqId},
@@ -76,15 +76,20 @@ pub(super) enum SubmitError {
 }
 
 /// The way to an engine's thread.
+///
+/// A request that comes while the engine ends must not be forgotten in the channel: what the engine no longer takes is
+/// dropped by whoever sees last that it has ended, and the dropped sinks tell their clients.
 pub(super) struct EngineLink {
     commands: Sender<Command>,
+    /// The engine's end of the channel once more, for what it leaves behind.
+    leftover: Receiver<Command>,
     pub(super) admission: Admission,
     is_alive: AtomicBool,
 }
 
 impl EngineLink {
-    pub(super) fn new(commands: Sender<Command>, admission: Admission) -> Self {
-        Self { commands, admission, is_alive: AtomicBool::new(true) }
+    pub(super) fn new(commands: Sender<Command>, leftover: Receiver<Command>, admission: Admission) -> Self {
+        Self { commands, leftover, admission, is_alive: AtomicBool::new(true) }
     }
 
     /// An id that no other sequence of this process has.
@@ -96,8 +101,30 @@ impl EngineLink {
 
     /// Sends a request whose sequence has a permit.
     pub(super) fn add(&self, request: Request) -> Result<(), EngineGone> {
+        if !self.is_alive() {
+            return Err(EngineGone);
+        }
         // The channel holds more than all permits, so it is full only if the engine takes nothing any more.
-        self.commands.try_send(Command::Add(Box::new(request))).map_err(|_| EngineGone)
+        self.commands.try_send(Command::Add(Box::new(request))).map_err(|_| EngineGone)?;
+        // Either the engine's thread finds the request when it clears up, or this finds that it has ended.
+        if !self.is_alive() {
+            self.drop_leftover();
+        }
+        Ok(())
+    }
+
+    fn is_alive(&self) -> bool {
+        self.is_alive.load(Ordering::SeqCst)
+    }
+
+    /// The engine has ended: nothing is taken any more.
+    pub(super) fn end(&self) {
+        self.is_alive.store(false, Ordering::SeqCst);
+        self.drop_leftover();
+    }
+
+    fn drop_leftover(&self) {
+        while self.leftover.try_recv().is_ok() {}
     }
 
     /// Stops a sequence. Where the channel is full, the sequence ends at its next event: its receiver is gone.
@@ -135,13 +162,13 @@ impl ModelHandle {
         // An add and an abort per permit, twice: those of sequences that ended in the step that is under way, and their
         // successors'. The last place is for the command to stop.
         let (commands, receiver) = bounded(admission.max_seqs as usize * 4 + 1);
-        let link = Arc::new(EngineLink::new(commands, Admission::new(admission)));
+        let link = Arc::new(EngineLink::new(commands, receiver.clone(), Admission::new(admission)));
         let engine = Engine::new(runner, limits, receiver, observer);
         let thread = thread::Builder::new().name(format!("engine-{}", model.name)).spawn({
             let link = Arc::clone(&link);
             move || {
                 let result = catch_unwind(AssertUnwindSafe(|| engine.run()));
-                link.is_alive.store(false, Ordering::Release);
+                link.end();
                 if let Err(panic) = result {
                     tracing::error!(panic = panic_text(panic.as_ref()), "the engine has died");
                     on_death();
@@ -231,7 +258,7 @@ impl ModelHandle {
     /// Whether the engine's thread runs.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        self.link.is_alive.load(Ordering::Acquire)
+        self.link.is_alive()
     }
 
     /// The bounds on what it takes on.
@@ -283,6 +310,13 @@ impl ModelHandle {
         {
             tracing::error!("the engine's thread panicked outside the engine");
         }
+    }
+}
+
+impl Drop for ModelHandle {
+    /// The engine finishes what it has, then its thread ends.
+    fn drop(&mut self) {
+        let _sent = self.link.commands.try_send(Command::Drain);
     }
 }
 

@@ -278,8 +278,8 @@ mod tests {
     impl Bench {
         fn new() -> Self {
             let (commands, receiver) = bounded(64);
-            let link =
-                EngineLink::new(commands, Admission::new(AdmissionLimits { max_seqs: 8, max_queued_tokens: 200 }));
+            let admission = Admission::new(AdmissionLimits { max_seqs: 8, max_queued_tokens: 200 });
+            let link = EngineLink::new(commands, receiver.clone(), admission);
             Self { link: Arc::new(link), engine: Some(engine(receiver)) }
         }
 
@@ -403,6 +403,7 @@ mod tests {
         let mut stream = bench.start(2, &[10, 12]);
         bench.step();
         bench.engine = None;
+        bench.link.end();
         let mut failed = Vec::new();
         while let Some(event) = stream.next().await {
             if matches!(event.event, SeqEvent::Failed(_)) {

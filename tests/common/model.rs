@@ -58,12 +58,29 @@ impl<R: ModelRunner> ModelRunner for Tight<R> {
     }
 }
 
+/// A model with a bug.
+struct Panicking(Geometry);
+
+impl ModelRunner for Panicking {
+    fn geometry(&self) -> Geometry {
+        self.0
+    }
+
+    fn forward(&mut self, _: &Batch, _: &mut Logits) -> Result<(), RunnerError> {
+        panic!("a bug that a test has put here");
+    }
+}
+
 /// What tests may change.
 #[derive(Clone)]
 pub struct Options {
     pub geometry: Geometry,
     pub admission: AdmissionLimits,
     pub keys: Vec<String>,
+    /// Steps of the fake model that fail, counted from 0.
+    pub failing_steps: Vec<u64>,
+    /// The fake model panics at its first step.
+    pub panics: bool,
 }
 
 impl Default for Options {
@@ -80,6 +97,8 @@ impl Default for Options {
             },
             admission: AdmissionLimits { max_seqs: 256, max_queued_tokens: 100_000 },
             keys: Vec::new(),
+            failing_steps: Vec::new(),
+            panics: false,
         }
     }
 }
@@ -160,8 +179,11 @@ impl TestServer {
             template: Some(template),
             metrics: app.metrics.model("fake"),
         };
-        let runner = FakeRunner::new(options.geometry);
         let limits = EngineLimits::default();
+        if options.panics {
+            return Self::run(app, served, Panicking(options.geometry), limits, options.admission).await;
+        }
+        let runner = FakeRunner::new(options.geometry).failing_at(options.failing_steps);
         Self::run(app, served, runner, limits, options.admission).await
     }
 

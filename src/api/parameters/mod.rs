@@ -10,6 +10,8 @@ mod messages;
 mod prompts;
 mod table;
 
+use std::time::Duration;
+
 use serde_json::{Map, Value};
 
 use self::field::Field;
@@ -48,6 +50,8 @@ pub struct TemplateOptions {
     pub add_generation_prompt: Option<bool>,
     /// Leaves the last message open, so that the answer continues it.
     pub continue_final_message: bool,
+    /// Texts to answer from, for templates that take them.
+    pub documents: Option<Value>,
     /// OpenAI's `reasoning_effort`, for templates that can reason.
     pub reasoning_effort: Option<String>,
 }
@@ -142,6 +146,8 @@ pub struct StreamOptions {
     pub timings_per_token: bool,
     /// Tokens per chunk at least; 0 and 1 are the same.
     pub interval: u32,
+    /// Silence before a comment keeps the connection alive, zero for none; absent is the server's setting.
+    pub ping: Option<Duration>,
 }
 
 /// Everything that one request asks for.
@@ -192,6 +198,7 @@ struct Draft {
     stream_options: Option<StreamOptions>,
     timings_per_token: bool,
     stream_interval: u32,
+    ping: Option<Duration>,
     template: TemplateOptions,
     cache_salt: Option<String>,
     skip_cache: bool,
@@ -255,6 +262,7 @@ impl Draft {
         let stream = self.stream.then(|| StreamOptions {
             timings_per_token: self.timings_per_token,
             interval: self.stream_interval,
+            ping: self.ping,
             ..self.stream_options.unwrap_or_default()
         });
         Ok(Parameters {

@@ -3,6 +3,8 @@
 //! A row that is `refused` is a field that OpenAI, vLLM or llama.cpp know and this server does not support; a row that only
 //! checks has no effect here by its nature (`user`), so accepting it ignores nothing.
 
+use std::time::Duration;
+
 use super::{
     Draft, Endpoint, StreamOptions,
     field::Field,
@@ -92,10 +94,12 @@ pub const PARAMETERS: &[Parameter] = &[
     on(BOTH, "stream_options", read_stream_options),
     on(BOTH, "stream_interval", |d, f| put(&mut d.stream_interval, f.count(1..=1024)?)),
     on(BOTH, "timings_per_token", |d, f| put(&mut d.timings_per_token, f.flag()?)),
+    on(BOTH, "sse_ping_interval", read_ping),
     // the prompt
     on(CHAT, "chat_template_kwargs", |d, f| put(&mut d.template.kwargs, f.map()?.clone())),
     on(CHAT, "add_generation_prompt", |d, f| set(&mut d.template.add_generation_prompt, f.flag()?)),
     on(CHAT, "continue_final_message", |d, f| put(&mut d.template.continue_final_message, f.flag()?)),
+    on(CHAT, "documents", read_documents),
     on(CHAT, "reasoning_effort", read_reasoning_effort),
     on(CHAT, "add_special_tokens", only_false),
     on(COMPLETION, "add_special_tokens", |d, f| put(&mut d.no_special_tokens, !f.flag()?)),
@@ -129,7 +133,6 @@ pub const PARAMETERS: &[Parameter] = &[
     on(CHAT, "audio", refused),
     on(CHAT, "best_of", refused),
     on(CHAT, "chat_template", refused),
-    on(CHAT, "documents", refused),
     on(CHAT, "include_reasoning", refused),
     on(CHAT, "mm_processor_kwargs", refused),
     on(CHAT, "moderation", refused),
@@ -302,6 +305,22 @@ fn read_stream_options(draft: &mut Draft, field: &Field<'_>) -> Result<(), ApiEr
         }
     }
     set(&mut draft.stream_options, options)
+}
+
+/// Seconds; −1 and 0 send no comments.
+fn read_ping(draft: &mut Draft, field: &Field<'_>) -> Result<(), ApiError> {
+    let seconds = field.integer(-1..=3600)?;
+    set(&mut draft.ping, Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+}
+
+/// Objects of strings, as in vLLM.
+fn read_documents(draft: &mut Draft, field: &Field<'_>) -> Result<(), ApiError> {
+    for document in field.items()? {
+        for (_, text) in document.entries()? {
+            text.string()?;
+        }
+    }
+    set(&mut draft.template.documents, field.value.clone())
 }
 
 fn read_reasoning_effort(draft: &mut Draft, field: &Field<'_>) -> Result<(), ApiError> {
