@@ -601,7 +601,7 @@ class Generator:
         self.turn(q, ("" if self.zh else " ").join(by[i][4 if self.zh else 2] for i in ids), "about", ["Rust", "64", "SIGTERM"])
 
     # -- conversations -------------------------------------------------------
-    SKILLS = {"smalltalk": 7, "fact": 20, "unknown": 5, "world": 4, "repeat": 16, "repeat_last": 6, "repeat_first": 4, "repeat_own": 2, "noise": 2, "tell": 9, "tell_two": 3, "recall": 13, "lookup": 6, "arithmetic": 10, "count": 4, "lists": 5, "sort": 5, "select": 3, "json": 6, "story": 1, "about": 0.3}
+    SKILLS = {"smalltalk": 7, "fact": 22, "unknown": 5, "world": 3, "repeat": 24, "repeat_last": 9, "repeat_first": 7, "repeat_own": 3, "noise": 2, "tell": 11, "tell_two": 4, "recall": 18, "lookup": 6, "arithmetic": 6, "count": 3, "lists": 4, "sort": 3, "select": 3, "json": 6, "story": 1, "about": 0.3}
 
     def filler(self, n):
         held, self.held = self.held, False
