@@ -69,6 +69,8 @@ pub struct ServerConfig {
     pub port: u16,
     /// Connections at the same time.
     pub max_connections: u32,
+    /// Connections of one client address at the same time; `auto` is nine tenths of all.
+    pub max_connections_per_address: Auto<u32>,
     /// Largest request body.
     pub max_body: ByteSize,
     /// What the request bodies in work may hold together.
@@ -239,6 +241,9 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         let server = &self.server;
         at_least("server.max_connections", u64::from(server.max_connections), 1)?;
+        if let Auto::Value(max) = server.max_connections_per_address {
+            at_least("server.max_connections_per_address", u64::from(max), 1)?;
+        }
         at_least("server.max_body", server.max_body.get(), 1024)?;
         at_least("server.max_body_total", server.max_body_total.get(), server.max_body.get())?;
         at_least("server.send_buffer", server.send_buffer.get(), 4096)?;
@@ -299,6 +304,14 @@ impl Config {
             at_least("limits.default_max_tokens", u64::from(tokens), 1)?;
         }
         Ok(())
+    }
+
+    /// Connections that one client address may have, with `auto` resolved.
+    pub fn max_connections_per_address(&self) -> u32 {
+        match self.server.max_connections_per_address {
+            Auto::Value(max) => max,
+            Auto::Auto => self.server.max_connections - self.server.max_connections / 10,
+        }
     }
 
     /// All API keys: those of the settings and those of the key file.

@@ -28,6 +28,9 @@ use tokio::time::{Instant, sleep};
 /// From the end of the client's stream to giving up its requests.
 pub const GRACE: Duration = Duration::from_millis(100);
 
+/// What a client that could not keep up must take within the stall limit, unless it takes all there is.
+const PROGRESS_BYTES: u64 = 8192;
+
 /// Whether the kernel tells of the end of the client's stream while bytes before it are unread.
 pub(crate) const WATCHES_END_OF_STREAM: bool = cfg!(any(target_os = "linux", target_os = "android"));
 
@@ -62,8 +65,10 @@ pub(crate) struct Activity {
     idle_since: AtomicU64,
     /// First byte read since then.
     first_byte_at: AtomicU64,
-    /// Since when the kernel takes no more of what we write.
+    /// Since when the kernel takes no more of what we write, or takes it in drops.
     blocked_since: AtomicU64,
+    /// Bytes that it has taken since then.
+    taken_since: AtomicU64,
     is_http2: AtomicBool,
 }
 
@@ -87,6 +92,7 @@ impl Activity {
             idle_since: AtomicU64::new(1),
             first_byte_at: AtomicU64::new(0),
             blocked_since: AtomicU64::new(0),
+            taken_since: AtomicU64::new(0),
             is_http2: AtomicBool::new(false),
         })
     }
@@ -114,12 +120,27 @@ impl Activity {
         }
     }
 
-    fn note_write(&self, blocked: bool) {
-        if !blocked {
-            self.blocked_since.store(0, Ordering::Relaxed);
-        } else if self.blocked_since.load(Ordering::Relaxed) == 0 {
+    /// The kernel takes nothing now.
+    fn note_blocked(&self) {
+        if self.blocked_since.load(Ordering::Relaxed) == 0 {
+            self.taken_since.store(0, Ordering::Relaxed);
             self.blocked_since.store(self.now(), Ordering::Relaxed);
         }
+    }
+
+    /// The kernel has taken `num_bytes`. A blocked client must read [`PROGRESS_BYTES`] to count as reading again: one byte at a
+    /// time would hold its stream for ever.
+    fn note_taken(&self, num_bytes: usize) {
+        if self.blocked_since.load(Ordering::Relaxed) != 0
+            && self.taken_since.fetch_add(num_bytes as u64, Ordering::Relaxed) + num_bytes as u64 >= PROGRESS_BYTES
+        {
+            self.note_flushed();
+        }
+    }
+
+    /// Nothing is left to write.
+    fn note_flushed(&self) {
+        self.blocked_since.store(0, Ordering::Relaxed);
     }
 
     fn verdict(&self, limits: &Limits) -> Verdict {
@@ -188,7 +209,7 @@ impl Socket {
     ) -> Poll<io::Result<usize>> {
         loop {
             let Poll::Ready(ready) = self.stream.poll_write_ready(cx) else {
-                self.activity.note_write(true);
+                self.activity.note_blocked();
                 return Poll::Pending;
             };
             ready?;
@@ -196,7 +217,7 @@ impl Socket {
                 // Readiness was stale; it is cleared now.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => {
-                    self.activity.note_write(false);
+                    self.activity.note_taken(*result.as_ref().unwrap_or(&0));
                     return Poll::Ready(result);
                 }
             }
@@ -238,7 +259,9 @@ impl AsyncWrite for Socket {
         true
     }
 
+    /// hyper flushes when it has written all that it holds.
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.activity.note_flushed();
         Poll::Ready(Ok(()))
     }
 
@@ -381,14 +404,33 @@ mod tests {
         let activity = Activity::new();
         let busy = activity.begin(false);
         assert!(matches!(after(600, &activity).await, Verdict::Keep(_)));
-        activity.note_write(true);
+        activity.note_blocked();
         assert!(matches!(after(20, &activity).await, Verdict::Keep(_)));
-        activity.note_write(true);
+        activity.note_blocked();
         assert_eq!(activity.verdict(&LIMITS), Verdict::Keep(Duration::from_secs(10)));
-        activity.note_write(false);
+        activity.note_flushed();
         assert!(matches!(after(20, &activity).await, Verdict::Keep(_)));
-        activity.note_write(true);
+        activity.note_blocked();
         drop(busy);
         assert_eq!(after(30, &activity).await, Verdict::Close("stalled"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_in_drops_has_stalled_a_slow_one_has_not() {
+        for (bytes_a_second, verdict) in [(1, Verdict::Close("stalled")), (512, Verdict::Keep(LIMITS.stall))] {
+            let activity = Activity::new();
+            let _busy = activity.begin(false);
+            activity.note_blocked();
+            let mut worst = Verdict::Keep(LIMITS.stall);
+            for _ in 0..100 {
+                match after(1, &activity).await {
+                    Verdict::Keep(_) => {}
+                    verdict => worst = verdict,
+                }
+                activity.note_taken(bytes_a_second);
+                activity.note_blocked();
+            }
+            assert_eq!(worst, verdict, "{bytes_a_second} bytes a second");
+        }
     }
 }

@@ -17,6 +17,7 @@ pub mod error;
 pub mod inspect;
 pub mod loading;
 pub mod metrics;
+mod peers;
 pub mod prompt;
 pub mod router;
 pub mod server;

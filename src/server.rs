@@ -6,6 +6,7 @@
 use crate::app::App;
 use crate::connection::{Activity, Driven, Socket, supervise};
 use crate::disconnect::Disconnect;
+use crate::peers::Peers;
 use crate::router;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -76,16 +77,21 @@ async fn drain(app: &App) {
 
 async fn accept_all(app: &Arc<App>, listener: &TcpListener, permits: &Arc<Semaphore>) {
     let builder = Arc::new(builder());
+    let peers = Peers::new(app.config.max_connections_per_address());
     loop {
         let Ok(permit) = permits.clone().acquire_owned().await else { return };
         match listener.accept().await {
-            Ok((stream, _peer)) => {
+            Ok((stream, peer)) => {
+                let Some(place) = peers.enter(peer.ip()) else {
+                    app.metrics.count_closed("per_address");
+                    continue;
+                };
                 let (app, builder) = (app.clone(), builder.clone());
                 tokio::spawn(async move {
                     app.metrics.connections.increment(1.0);
                     serve_connection(&app, &builder, stream).await;
                     app.metrics.connections.decrement(1.0);
-                    drop(permit);
+                    drop((place, permit));
                 });
             }
             // The client's fault: it went away in the backlog.

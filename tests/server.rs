@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 use tokenmill::api::{ROUTES, Request, Route, Scope};
 use tokenmill::app::App;
 use tokenmill::body::{self, Response};
-use tokenmill::config::{ByteSize, Config, Span};
+use tokenmill::config::{Auto, ByteSize, Config, Span};
 use tokenmill::error::ApiError;
 use tokenmill::sse;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -219,6 +219,51 @@ async fn a_client_that_does_not_read_is_given_up() {
     wait_for_leaver(before).await;
     wait_in_flight(&server, 0).await;
     assert_eq!(server.get("/echo/1").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_address_has_so_many_connections_and_no_more() {
+    let server = start(|config| config.server.max_connections_per_address = Auto::Value(3)).await;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let mut stream = server.raw(b"GET /echo/1 HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        assert!(read_until(&mut stream, "\r\n\r\n1").await.starts_with("HTTP/1.1 200 "));
+        held.push(stream);
+    }
+    let mut fourth = TcpStream::connect(server.addr).await.unwrap();
+    assert_eq!(read_to_end(&mut fourth).await, "");
+    assert!(server.app.metrics.render().contains("tokenmill_connections_closed_total{reason=\"per_address\"} 1"));
+    held.pop();
+    // The place is free as soon as the server has seen the client leave.
+    let again = async {
+        loop {
+            let mut stream = server.raw(b"GET /echo/1 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+            if read_to_end(&mut stream).await.ends_with('1') {
+                return;
+            }
+        }
+    };
+    timeout(PATIENCE, again).await.expect("a place comes back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_reads_in_drops_is_given_up() {
+    let _alone = ALONE.lock().await;
+    let server = start(short_limits).await;
+    let before = LEFT.load(Ordering::SeqCst);
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stream = socket.connect(server.addr).await.unwrap();
+    stream.write_all(b"GET /flood HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let dribble = tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(Duration::from_millis(20));
+        while stream.read_u8().await.is_ok() {
+            ticks.tick().await;
+        }
+    });
+    wait_for_leaver(before).await;
+    wait_in_flight(&server, 0).await;
+    dribble.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,13 +1,17 @@
 //! `GET /health`, `/livez`, `/readyz`: health is not readiness.
 //!
-//! None of them looks at the load. `/livez` is bad only when the process should be replaced (the engine is dead or hangs); `/readyz`
-//! says whether new requests are welcome; `/health` is what existing tools ask first and means "the model answers".
+//! `/livez` is bad only when the process should be replaced (the engine is dead or hangs); `/readyz` says whether new requests are
+//! welcome, so it alone looks at the load; `/health` is what existing tools ask first and means "the model answers".
 
 use crate::app::{App, Stage};
 use crate::body::{self, Response};
 use crate::error::{ApiError, ErrorKind};
 use hyper::StatusCode;
 use serde_json::json;
+use std::time::Duration;
+
+/// A model that has turned every request away for this long is not ready.
+const CLOSED_AFTER: Duration = Duration::from_secs(5);
 
 /// 200 when the model answers.
 ///
@@ -21,9 +25,13 @@ pub fn health(app: &App) -> Result<Response, ApiError> {
 /// 200 while new requests are welcome.
 ///
 /// # Errors
-/// 503 while loading, draining, or when the engine is dead.
+/// 503 while loading, draining, when the engine is dead, or when every model's queue has been full for five seconds.
 pub fn readyz(app: &App) -> Result<Response, ApiError> {
     check_ready(app)?;
+    let models = app.models.list();
+    if !models.is_empty() && models.iter().all(|model| model.closed_for() > CLOSED_AFTER) {
+        return Err(ApiError::overloaded(1));
+    }
     Ok(body::json(StatusCode::OK, &json!({ "status": "ready" })))
 }
 

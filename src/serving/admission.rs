@@ -3,7 +3,8 @@
 //! Every choice of every prompt is a sequence. A permit travels inside the sequence's event sink, so it comes back exactly
 //! when the engine lets the sequence go, however that happens.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -27,6 +28,8 @@ pub struct Admission {
     limits: AdmissionLimits,
     seqs: Arc<Semaphore>,
     queued_tokens: Arc<Semaphore>,
+    /// The first of the requests that have been turned away since one was taken.
+    refusing_since: Mutex<Option<Instant>>,
 }
 
 /// Permission to run a number of sequences; dropping it gives them back.
@@ -48,6 +51,7 @@ impl Admission {
             limits,
             seqs: Arc::new(Semaphore::new(limits.max_seqs as usize)),
             queued_tokens: Arc::new(Semaphore::new(limits.max_queued_tokens as usize)),
+            refusing_since: Mutex::new(None),
         }
     }
 
@@ -68,7 +72,23 @@ impl Admission {
     /// # Errors
     /// [`QueueFull`] when fewer are free.
     pub fn admit(&self, num_seqs: u32) -> Result<SeqPermits, QueueFull> {
-        self.seqs.clone().try_acquire_many_owned(num_seqs).map(SeqPermits).map_err(|_| QueueFull)
+        let permits = self.seqs.clone().try_acquire_many_owned(num_seqs).map(SeqPermits).map_err(|_| QueueFull);
+        let mut since = self.refusing_since.lock().unwrap_or_else(PoisonError::into_inner);
+        match permits {
+            Ok(_) => *since = None,
+            Err(QueueFull) => *since = since.or_else(|| Some(Instant::now())),
+        }
+        permits
+    }
+
+    /// How long every request has been turned away; zero as soon as there is room for one sequence.
+    #[must_use]
+    pub fn closed_for(&self) -> Duration {
+        if self.seqs.available_permits() > 0 {
+            return Duration::ZERO;
+        }
+        let since = *self.refusing_since.lock().unwrap_or_else(PoisonError::into_inner);
+        since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Permission for a prompt of `num_tokens` to wait. A prompt longer than the bound waits alone.
@@ -120,6 +140,22 @@ mod tests {
         drop(first);
         assert_eq!(admission.num_seqs(), 0);
         assert!(admission.admit(4).is_ok());
+    }
+
+    #[test]
+    fn closed_is_full_and_refusing() {
+        let admission = Admission::new(AdmissionLimits { max_seqs: 1, max_queued_tokens: 100 });
+        let held = admission.admit(1).unwrap();
+        assert_eq!(admission.closed_for(), Duration::ZERO, "full, but nobody has been turned away");
+        admission.admit(1).unwrap_err();
+        let first = admission.refusing_since.lock().unwrap().unwrap();
+        admission.admit(1).unwrap_err();
+        assert_eq!(*admission.refusing_since.lock().unwrap(), Some(first));
+        assert!(admission.closed_for() > Duration::ZERO);
+        drop(held);
+        assert_eq!(admission.closed_for(), Duration::ZERO);
+        let _again = admission.admit(1).unwrap();
+        assert_eq!(admission.closed_for(), Duration::ZERO, "a request was taken since");
     }
 
     #[test]

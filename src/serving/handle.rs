@@ -273,6 +273,12 @@ impl ModelHandle {
         self.link.admission.num_seqs()
     }
 
+    /// How long every request has been turned away for want of room.
+    #[must_use]
+    pub fn closed_for(&self) -> Duration {
+        self.link.admission.closed_for()
+    }
+
     /// Permission for `num_seqs` sequences, to be had before any work is spent on a request.
     ///
     /// # Errors
