@@ -3,16 +3,21 @@
 //! [`encode_chat`] is the way in. It is slow work (milliseconds, more for long texts), so the API runs it on the
 //! blocking pool, never on the threads that serve sockets.
 
-mod bpe;
-mod bpe_file;
+mod assembly;
+mod byte_alphabet;
+mod decoder;
 mod literal;
+mod model;
 mod pieces;
 mod python;
+mod sentencepiece;
 mod special;
+mod split_rule;
 pub mod template;
 pub mod tokenizer;
 pub mod vocabulary;
 
+pub(crate) use byte_alphabet::char_of_byte;
 pub(crate) use pieces::TextAssembler;
 pub use special::{SpecialToken, SpecialTokens};
 pub use template::{ChatTemplate, TemplateError, TemplateInput};

@@ -3,93 +3,110 @@
 //! One blob with offsets instead of a string each: a vocabulary of 150,000 pieces takes 2 MB. Invariant: pushing ids one
 //! by one through a [`TextAssembler`] yields, in sum, what the `tokenizers` crate decodes from all of them at once.
 
-use serde_json::Value;
+use std::collections::BTreeMap;
+
 use tokenizers::{AddedToken, DecoderWrapper};
 
-use super::bpe::SharedBpe;
+use super::byte_alphabet::byte_of_char;
+use super::decoder::{ByteRule, Decoding, PieceText};
+use super::model::TextModel;
 use super::tokenizer::{TokenId, TokenizerError};
-use super::vocabulary::byte_of_char;
 
 /// What U+FFFD looks like in UTF-8 text: stands for bytes that are no character.
 const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
 
-/// How a decoder turns pieces into text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Rule {
-    /// Every character of a piece stands for one byte (GPT-2's table); the bytes of all pieces form the text.
-    ByteLevel,
-    /// Pieces are text; `<0xE4>` is a byte, and a run of such bytes is either UTF-8 as a whole or nothing but U+FFFD.
-    Text { byte_fallback: bool, strip_start: Option<(char, usize)> },
-}
-
 /// The decoding table of a vocabulary.
 pub(crate) struct Pieces {
-    rule: Rule,
+    decoding: Decoding,
     blob: Vec<u8>,
     /// `[len + 1]`, into `blob`.
     offsets: Vec<u32>,
     flags: Vec<u8>,
+    /// What tokens are at the start of a text, where that is not their bytes less a leading space.
+    odd_first_forms: BTreeMap<TokenId, String>,
 }
 
 const FLAG_SPECIAL: u8 = 1;
 const FLAG_BYTE: u8 = 2;
+/// An id without a piece.
+const FLAG_GAP: u8 = 4;
 
 impl Pieces {
-    /// Reads every piece out of `model`; added tokens come from `added`.
+    /// Reads every piece out of `model`; added tokens come from `added`, ascending by id.
     pub(super) fn new(
-        model: &SharedBpe,
+        model: &TextModel,
         decoder: Option<&DecoderWrapper>,
         added: &[(TokenId, AddedToken)],
     ) -> Result<Self, TokenizerError> {
-        let (rule, replaces) = decoder_rule(decoder)?;
-        let mut pieces = Self { rule, blob: Vec::new(), offsets: vec![0], flags: Vec::new() };
+        let mut pieces = Self {
+            decoding: Decoding::read(decoder)?,
+            blob: Vec::new(),
+            offsets: vec![0],
+            flags: Vec::new(),
+            odd_first_forms: BTreeMap::new(),
+        };
         let num_ids = added.iter().map(|(id, _)| *id as usize + 1).max().unwrap_or(0).max(model.pieces().len());
         let mut added = added.iter().peekable();
         for id in 0..num_ids {
-            // `added` ascends by id.
             match added.next_if(|(added_id, _)| *added_id as usize == id) {
-                Some((_, token)) => pieces.add(&token.content, &replaces, token.special),
-                None if id < model.pieces().len() => pieces.add(model.pieces().get(id), &replaces, false),
-                None => pieces.add("", &replaces, false),
+                Some((_, token)) => pieces.add(&token.content, token.special)?,
+                None if id < model.pieces().len() => pieces.add(model.pieces().get(id), false)?,
+                None => pieces.add("", false)?,
             }
         }
         pieces.blob.shrink_to_fit();
         Ok(pieces)
     }
 
-    fn add(&mut self, piece: &str, replaces: &[(String, String)], is_special: bool) {
+    fn add(&mut self, piece: &str, is_special: bool) -> Result<(), TokenizerError> {
         let mut flag = if is_special { FLAG_SPECIAL } else { 0 };
-        match self.rule {
-            Rule::ByteLevel => {
-                let start = self.blob.len();
-                for char in piece.chars() {
-                    match byte_of_char(char) {
-                        Some(byte) => self.blob.push(byte),
-                        // A piece with a character outside the table stands for itself as a whole.
-                        None => {
-                            self.blob.truncate(start);
-                            self.blob.extend_from_slice(piece.as_bytes());
-                            break;
-                        }
-                    }
-                }
-            }
-            Rule::Text { byte_fallback, .. } => match byte_piece(piece) {
-                Some(byte) if byte_fallback => {
+        if piece.is_empty() {
+            flag |= FLAG_GAP;
+        } else {
+            match self.decoding.text_of(piece, false)? {
+                PieceText::Byte(byte) => {
                     flag |= FLAG_BYTE;
                     self.blob.push(byte);
                 }
-                _ => {
-                    let mut text = piece.to_owned();
-                    for (from, to) in replaces {
-                        text = text.replace(from, to);
-                    }
-                    self.blob.extend_from_slice(text.as_bytes());
+                PieceText::Text(text) => {
+                    self.note_first_form(piece, &text)?;
+                    self.add_text(&text);
                 }
-            },
+            }
         }
         self.flags.push(flag);
         self.offsets.push(u32::try_from(self.blob.len()).expect("a vocabulary is far below 4 GiB"));
+        Ok(())
+    }
+
+    fn note_first_form(&mut self, piece: &str, text: &str) -> Result<(), TokenizerError> {
+        if self.decoding.has_first_form()
+            && let PieceText::Text(first) = self.decoding.text_of(piece, true)?
+            && first != self.decoding.usual_first_form(text)
+        {
+            let id = TokenId::try_from(self.flags.len()).expect("ids are 32 bits");
+            self.odd_first_forms.insert(id, first);
+        }
+        Ok(())
+    }
+
+    fn add_text(&mut self, text: &str) {
+        if self.decoding.bytes != ByteRule::Level {
+            self.blob.extend_from_slice(text.as_bytes());
+            return;
+        }
+        let start = self.blob.len();
+        for char in text.chars() {
+            match byte_of_char(char) {
+                Some(byte) => self.blob.push(byte),
+                // A piece with a character outside the table stands for itself as a whole.
+                None => {
+                    self.blob.truncate(start);
+                    self.blob.extend_from_slice(text.as_bytes());
+                    return;
+                }
+            }
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -109,88 +126,119 @@ impl Pieces {
     }
 
     fn flag(&self, id: TokenId) -> u8 {
-        self.flags.get(id as usize).copied().unwrap_or(0)
+        self.flags.get(id as usize).copied().unwrap_or(FLAG_GAP)
+    }
+
+    /// The text of a token that is not a byte, at the start of a text or within it.
+    fn text(&self, id: TokenId, is_first: bool) -> &str {
+        let text = std::str::from_utf8(self.bytes(id)).expect("pieces that are not bytes were made from text");
+        if !is_first {
+            return text;
+        }
+        self.odd_first_forms.get(&id).map_or_else(|| self.decoding.usual_first_form(text), String::as_str)
     }
 }
 
 /// Puts pieces together as text, holding back what a later token may still change.
 #[derive(Clone, Debug)]
 pub(crate) struct TextAssembler {
-    rule: Rule,
-    /// Byte level: the start of a character, at most 3 bytes. Text: a run of byte tokens.
+    /// Byte level: the start of a character, at most 3 bytes. Otherwise: a run of byte tokens.
     pending: Vec<u8>,
+    /// No token has come yet.
+    is_first: bool,
     /// Characters still to be cut off the start of the text.
-    strip: Option<(char, usize)>,
+    num_to_strip: usize,
+    /// Characters at the end that go if nothing follows.
+    num_held: usize,
 }
 
 impl TextAssembler {
     pub(crate) fn new(pieces: &Pieces) -> Self {
-        let strip = match &pieces.rule {
-            Rule::ByteLevel => None,
-            Rule::Text { strip_start, .. } => *strip_start,
-        };
-        Self { rule: pieces.rule.clone(), pending: Vec::new(), strip }
+        let num_to_strip = pieces.decoding.strip.rule.map_or(0, |(_, start, _)| start);
+        Self { pending: Vec::new(), is_first: true, num_to_strip, num_held: 0 }
     }
 
     /// Appends to `out` the text that token `id` completes.
     pub(crate) fn push(&mut self, pieces: &Pieces, id: TokenId, out: &mut String) {
+        let flag = pieces.flag(id);
+        // An id without a piece is no token, so it does not end a run of bytes either.
+        if flag & FLAG_GAP != 0 {
+            return;
+        }
         let bytes = pieces.bytes(id);
-        match self.rule {
-            Rule::ByteLevel => {
-                if let (true, Ok(text)) = (self.pending.is_empty(), std::str::from_utf8(bytes)) {
-                    out.push_str(text);
-                    return;
-                }
-                self.pending.extend_from_slice(bytes);
-                take_complete_utf8(&mut self.pending, out);
+        if pieces.decoding.bytes == ByteRule::Level {
+            if let (true, Ok(text)) = (self.pending.is_empty(), std::str::from_utf8(bytes)) {
+                self.append(pieces, text, out);
+                return;
             }
-            Rule::Text { .. } if pieces.flag(id) & FLAG_BYTE != 0 => self.pending.extend_from_slice(bytes),
-            Rule::Text { .. } => {
-                // An id outside the vocabulary is no token, so it does not end a run of bytes either.
-                if (id as usize) < pieces.len() {
-                    self.flush_run(out);
-                    let text = std::str::from_utf8(bytes).expect("pieces that are not bytes were made from text");
-                    self.append(text, out);
-                }
-            }
+            self.pending.extend_from_slice(bytes);
+            let mut whole = String::new();
+            take_complete_utf8(&mut self.pending, &mut whole);
+            self.append(pieces, &whole, out);
+        } else if flag & FLAG_BYTE != 0 {
+            self.pending.extend_from_slice(bytes);
+        } else {
+            self.flush_run(pieces, out);
+            let is_first = std::mem::take(&mut self.is_first);
+            self.append(pieces, pieces.text(id, is_first), out);
         }
     }
 
     /// Appends what was held back, whole or not.
-    pub(crate) fn finish(&mut self, out: &mut String) {
-        match self.rule {
-            Rule::ByteLevel if !self.pending.is_empty() => {
-                out.push_str(&String::from_utf8_lossy(&self.pending));
-                self.pending.clear();
-            }
-            Rule::ByteLevel => {}
-            Rule::Text { .. } => self.flush_run(out),
+    pub(crate) fn finish(&mut self, pieces: &Pieces, out: &mut String) {
+        if pieces.decoding.bytes == ByteRule::Level {
+            let rest = std::mem::take(&mut self.pending);
+            self.append(pieces, &String::from_utf8_lossy(&rest), out);
+        } else {
+            self.flush_run(pieces, out);
         }
+        self.num_held = 0;
     }
 
-    fn flush_run(&mut self, out: &mut String) {
+    fn flush_run(&mut self, pieces: &Pieces, out: &mut String) {
         if self.pending.is_empty() {
             return;
         }
         let run = std::mem::take(&mut self.pending);
+        let is_first = std::mem::take(&mut self.is_first);
         match std::str::from_utf8(&run) {
-            Ok(text) => self.append(text, out),
-            Err(_) => self.append(&REPLACEMENT.to_string().repeat(run.len()), out),
+            Ok(text) => self.append(pieces, &pieces.decoding.text_of_run(text, is_first), out),
+            Err(_) => {
+                // Each byte is a token of its own here.
+                let mark = REPLACEMENT.to_string();
+                let later = pieces.decoding.text_of_run(&mark, false).repeat(run.len() - 1);
+                self.append(pieces, &(pieces.decoding.text_of_run(&mark, is_first) + &later), out);
+            }
         }
     }
 
-    fn append(&mut self, text: &str, out: &mut String) {
+    /// Appends `text`, less what is stripped from the ends of the whole.
+    fn append(&mut self, pieces: &Pieces, text: &str, out: &mut String) {
+        let Some((char, _, stop)) = pieces.decoding.strip.rule else {
+            out.push_str(text);
+            return;
+        };
         let mut text = text;
-        while let Some((cut, num_left)) = self.strip {
-            let Some(first) = text.chars().next() else { return };
-            if num_left == 0 || first != cut {
-                self.strip = None;
-                break;
+        while self.num_to_strip > 0 && !text.is_empty() {
+            match text.strip_prefix(char) {
+                Some(rest) => {
+                    text = rest;
+                    self.num_to_strip -= 1;
+                }
+                None => self.num_to_strip = 0,
             }
-            text = &text[first.len_utf8()..];
-            self.strip = Some((cut, num_left - 1));
         }
-        out.push_str(text);
+        let num_trailing = text.chars().rev().take_while(|&other| other == char).count();
+        let is_all = num_trailing == text.chars().count();
+        let num_waiting = num_trailing + if is_all { self.num_held } else { 0 };
+        let num_held = num_waiting.min(stop);
+        let body = &text[..text.len() - num_trailing * char.len_utf8()];
+        let num_out = self.num_held + num_trailing - num_held;
+        let (num_front, num_back) = if is_all { (num_out, 0) } else { (self.num_held, num_trailing - num_held) };
+        out.extend(std::iter::repeat_n(char, num_front));
+        out.push_str(body);
+        out.extend(std::iter::repeat_n(char, num_back));
+        self.num_held = num_held;
     }
 }
 
@@ -215,44 +263,4 @@ fn take_complete_utf8(pending: &mut Vec<u8>, out: &mut String) {
         }
     }
     pending.drain(..done);
-}
-
-/// The byte of a piece such as `<0xE4>`.
-fn byte_piece(piece: &str) -> Option<u8> {
-    let digits = piece.strip_prefix("<0x")?.strip_suffix('>')?;
-    if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
-}
-
-type Replaces = Vec<(String, String)>;
-
-/// Reads a decoder's description; it is data for us, since its own code decodes whole texts only.
-fn decoder_rule(decoder: Option<&DecoderWrapper>) -> Result<(Rule, Replaces), TokenizerError> {
-    let unsupported = |what: &str| TokenizerError::Unsupported(format!("its decoder is {what}"));
-    let Some(decoder) = decoder else { return Err(unsupported("missing")) };
-    let description =
-        serde_json::to_value(decoder).map_err(|error| TokenizerError::Invalid(format!("decoder: {error}")))?;
-    let steps = match description["decoders"].as_array() {
-        Some(steps) => steps.clone(),
-        None => vec![description],
-    };
-    let mut replaces = Vec::new();
-    let (mut byte_fallback, mut fuse, mut strip_start) = (false, false, None);
-    for (idx, step) in steps.iter().enumerate() {
-        match step["type"].as_str().unwrap_or_default() {
-            "ByteLevel" if idx == 0 && steps.len() == 1 => return Ok((Rule::ByteLevel, replaces)),
-            "Replace" if !byte_fallback && !fuse => match (&step["pattern"]["String"], &step["content"]) {
-                (Value::String(from), Value::String(to)) => replaces.push((from.clone(), to.clone())),
-                _ => return Err(unsupported("a Replace by a regular expression")),
-            },
-            "ByteFallback" if !fuse => byte_fallback = true,
-            "Fuse" => fuse = true,
-            "Strip" if fuse && strip_start.is_none() && step["stop"] == 0 => {
-                let content = step["content"].as_str().and_then(|text| text.chars().next());
-                let count = step["start"].as_u64().and_then(|count| usize::try_from(count).ok());
-                strip_start = content.zip(count);
-            }
-            other => return Err(unsupported(&format!("{other:?} at place {idx}"))),
-        }
-    }
-    Ok((Rule::Text { byte_fallback, strip_start }, replaces))
 }

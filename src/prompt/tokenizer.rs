@@ -1,23 +1,23 @@
 //! Text to token ids and back.
 //!
-//! Encoding is the `tokenizers` crate's BPE; decoding is our own table of pieces ([`Pieces`]), because a streamed
-//! answer needs the bytes of each token. Invariant: `decode` equals that crate's `decode` for every list of ids.
+//! Encoding is the `tokenizers` crate's pipeline around models of our own ([`TextModel`]); decoding is our own table of
+//! pieces ([`Pieces`]), because a streamed answer needs the bytes of each token. Invariant: `decode` equals that crate's `decode` for every list of ids.
 //! Used by the prompt encoder, the detokenizer and `/tokenize`; a [`Tokenizer`] is shared through an `Arc`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use tokenizers::{
-    AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
-};
+use tokenizers::{AddedToken, DecoderWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl};
 
 use tokenmill_models::weights::gguf::GgufMetadata;
 
-use super::bpe::SharedBpe;
+use super::assembly;
+use super::model::TextModel;
 use super::pieces::{Pieces, TextAssembler};
+use super::sentencepiece::TextNormalizer;
 use super::special::SpecialTokens;
-use super::vocabulary::{self, Vocabulary};
+use super::vocabulary::Vocabulary;
 
 pub use tokenmill_models::runner::TokenId;
 
@@ -79,7 +79,8 @@ pub struct Tokenizer {
     chat_templates: BTreeMap<String, String>,
 }
 
-type Core = TokenizerImpl<SharedBpe, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
+pub(super) type Core =
+    TokenizerImpl<TextModel, TextNormalizer, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
 impl Tokenizer {
     /// Reads `tokenizer.json` and, for the names of the first and last token and for the chat templates,
@@ -117,11 +118,13 @@ impl Tokenizer {
     /// Builds a tokenizer from the bytes of a `tokenizer.json`; it knows no chat template and no `bos_token`.
     ///
     /// # Errors
-    /// [`TokenizerError::Unsupported`] for models other than BPE and for unknown decoders,
-    /// [`TokenizerError::Invalid`] for anything that does not parse.
+    /// [`TokenizerError::Unsupported`] for unknown models and decoders, [`TokenizerError::Invalid`] for anything that
+    /// does not parse.
     pub fn from_json(json: &[u8]) -> Result<Self, TokenizerError> {
         let core: Core = serde_json::from_slice(json).map_err(|error| match model_type(json) {
-            Some(kind) if kind != "BPE" => TokenizerError::Unsupported(format!("its model is {kind}, not BPE")),
+            Some(kind) if !["BPE", "Unigram", "WordPiece", "WordLevel"].contains(&kind.as_str()) => {
+                TokenizerError::Unsupported(format!("its model is {kind:?}"))
+            }
             _ => TokenizerError::Invalid(format!("tokenizer.json: {error}")),
         })?;
         Self::from_core(core)
@@ -138,15 +141,12 @@ impl Tokenizer {
     /// Builds a tokenizer from a vocabulary as GGUF files hold it.
     ///
     /// # Errors
-    /// [`TokenizerError::Unsupported`] for models other than byte-level BPE and for unknown splitting rules.
+    /// [`TokenizerError::Unsupported`] for unknown models and splitting rules.
     pub fn from_vocabulary(vocabulary: Vocabulary) -> Result<Self, TokenizerError> {
-        let token_name = |id: Option<TokenId>| {
-            let id = id.filter(|&id| (id as usize) < vocabulary.tokens.len())?;
-            Some(vocabulary.tokens.get(id as usize).to_owned())
-        };
+        let token_name = |id: Option<TokenId>| id.and_then(|id| vocabulary.token(id)).map(str::to_owned);
         let (bos_token, eos_token) = (token_name(vocabulary.bos_token_id), token_name(vocabulary.eos_token_id));
         let chat_templates = vocabulary.chat_templates.clone();
-        let mut tokenizer = Self::from_core(vocabulary::build(vocabulary)?)?;
+        let mut tokenizer = Self::from_core(assembly::build(vocabulary)?)?;
         tokenizer.bos_token = bos_token;
         tokenizer.eos_token = eos_token;
         tokenizer.chat_templates = chat_templates;
@@ -160,7 +160,8 @@ impl Tokenizer {
         let mut added: Vec<(TokenId, AddedToken)> = core.get_added_tokens_decoder().into_iter().collect();
         added.sort_unstable_by_key(|(id, _)| *id);
 
-        let mut literal = TokenizerImpl::new(core.get_model().clone());
+        let special: Vec<TokenId> = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
+        let mut literal = TokenizerImpl::new(core.get_model().without(&special));
         literal.with_normalizer(core.get_normalizer().cloned()).map_err(invalid)?;
         literal.with_pre_tokenizer(core.get_pre_tokenizer().cloned());
         literal.with_post_processor(core.get_post_processor().cloned());
@@ -213,7 +214,7 @@ impl Tokenizer {
                 assembler.push(&self.pieces, id, &mut text);
             }
         }
-        assembler.finish(&mut text);
+        assembler.finish(&self.pieces, &mut text);
         text
     }
 
@@ -335,7 +336,7 @@ impl TemplateField {
     }
 }
 
-/// `model.type` of a `tokenizer.json`, for the error message about a model that is not BPE.
+/// `model.type` of a `tokenizer.json`, for the error message about a model that is not known.
 fn model_type(json: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct File {

@@ -37,7 +37,7 @@ impl Detokenizer {
     #[must_use]
     pub fn finish(&mut self) -> String {
         let mut text = String::new();
-        self.assembler.finish(&mut text);
+        self.assembler.finish(self.tokenizer.pieces(), &mut text);
         text
     }
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use tokenmill_models::weights::gguf_writer::GgufHeader;
 
-use crate::prompt::vocabulary::char_of_byte;
+use crate::prompt::char_of_byte;
 
 /// The special tokens, in the order of their ids.
 const SPECIAL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];

@@ -91,11 +91,43 @@ def byte_fallback():
     return tokenizer
 
 
+def unigram():
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace(replacement="\u2581", prepend_scheme="always")
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=300, show_progress=False, special_tokens=special, unk_token="<unk>")
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    ends = [(text, tokenizer.token_to_id(text)) for text in ("<s>", "</s>")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=ends
+    )
+    return tokenizer
+
+
+def word_pieces():
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=260, show_progress=False, special_tokens=special)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    ends = [(text, tokenizer.token_to_id(text)) for text in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    return tokenizer
+
+
 def main():
     out = sys.argv[1]
     for name, tokenizer, bos, eos in [
         ("byte-level", byte_level(), None, "<|im_end|>"),
         ("byte-fallback", byte_fallback(), "<s>", "</s>"),
+        ("unigram", unigram(), "<s>", "</s>"),
+        ("word-pieces", word_pieces(), "[CLS]", "[SEP]"),
     ]:
         folder = f"{out}/{name}"
         os.makedirs(folder, exist_ok=True)

@@ -1,30 +1,29 @@
 //! Byte pair encoding in a few megabytes.
 //!
 //! The `tokenizers` crate's own BPE keeps every piece in two hash maps of strings, 50 MB for 150,000 pieces, and a cache
-//! of words per thread. This one keeps one text, one table of pieces and one of merges, and plugs into the rest of that
-//! crate as its `Model`. Invariant: it yields the ids of that crate's BPE (without dropout) for every text.
+//! of words per thread. This one keeps one text, one table of pieces and one of merges. Invariant: it yields the ids of
+//! that crate's BPE (without dropout) for every text.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
-use std::path::{Path, PathBuf};
+use std::collections::BinaryHeap;
 use std::sync::Arc;
 
-use serde::{Deserialize, Deserializer};
-use tokenizers::models::bpe::BpeTrainer;
-use tokenizers::{Model, Token};
+use tokenizers::Token;
 
-use super::bpe_file::{BpeFile, TextList};
+use super::file::ModelFile;
+use super::piece_table::{PieceTable, hash_word};
+use super::text_list::{Merges, TextList};
 
 /// What encodes a piece of text: a vocabulary, and which neighbours merge first.
 #[derive(Clone)]
-pub(crate) struct SharedBpe(Arc<Bpe>);
+pub(crate) struct Bpe {
+    tables: Arc<Tables>,
+    /// Ids, ascending, that are not taken whole for what a text says.
+    blocked: Arc<[u32]>,
+}
 
-struct Bpe {
-    /// By id; an empty text is an id without a piece.
-    pieces: TextList,
-    num_pieces: usize,
-    /// Ids by the hash of their piece, [`NONE`] where free; a power of two in length, at most half full.
-    index: Vec<u32>,
+struct Tables {
+    table: PieceTable,
     /// By the hash of the pair, at most half full.
     merges: Vec<Merge>,
     unknown_id: Option<u32>,
@@ -35,6 +34,9 @@ struct Bpe {
 }
 
 const NONE: u32 = u32::MAX;
+
+/// Longest piece that a scored vocabulary may merge to, in bytes: finding its halves takes time quadratic in that.
+const MAX_SCORED_PIECE: usize = 512;
 
 /// Two neighbours and what they become; lower ranks merge first.
 #[derive(Clone, Copy)]
@@ -56,9 +58,9 @@ struct Symbol {
     next: u32,
 }
 
-impl SharedBpe {
+impl Bpe {
     /// Builds the tables; the error says what contradicts what.
-    pub(super) fn new(file: BpeFile) -> Result<Self, String> {
+    pub(crate) fn new(file: ModelFile) -> Result<Self, String> {
         let refuse = |name: &str, value: &Option<String>| match value.as_deref() {
             None | Some("") => Ok(()),
             Some(value) => Err(format!("{name} {value:?} is not supported")),
@@ -68,86 +70,118 @@ impl SharedBpe {
         if file.dropout.is_some_and(|dropout| dropout > 0.0) {
             return Err("dropout is not supported".to_owned());
         }
-        let mut bpe = Bpe {
-            num_pieces: file.vocab.iter().filter(|piece| !piece.is_empty()).count(),
-            index: vec![NONE; (file.vocab.len() * 2).next_power_of_two().max(2)],
-            merges: vec![FREE; (file.merges.len() * 2).next_power_of_two().max(2)],
-            pieces: file.vocab,
-            unknown_id: None,
-            fuse_unknown: file.fuse_unk.unwrap_or(false),
-            byte_ids: None,
-            ignore_merges: file.ignore_merges.unwrap_or(false),
-        };
-        bpe.fill_index();
-        bpe.fill_merges(&file.merges)?;
+        let merges = file.merges.unwrap_or_default();
+        let mut tables = Tables::new(file.vocab.pieces, merges.len());
+        tables.fill_merges(&merges)?;
+        tables.fuse_unknown = file.fuse_unk.unwrap_or(false);
+        tables.ignore_merges = file.ignore_merges.unwrap_or(false);
         if let Some(unknown) = file.unk_token {
-            let id = bpe.find(unknown.as_bytes());
-            bpe.unknown_id = Some(id.ok_or_else(|| format!("the unknown token {unknown:?} is not in the vocabulary"))?);
+            let id = tables.table.find(&unknown);
+            tables.unknown_id =
+                Some(id.ok_or_else(|| format!("the unknown token {unknown:?} is not in the vocabulary"))?);
         }
         if file.byte_fallback.unwrap_or(false) {
-            bpe.byte_ids = Some((0..=u8::MAX).map(|byte| bpe.find(format!("<0x{byte:02X}>").as_bytes())).collect());
+            tables.byte_ids = Some(tables.table.byte_ids());
         }
-        Ok(Self(Arc::new(bpe)))
+        Ok(Self { tables: Arc::new(tables), blocked: Arc::default() })
     }
 
-    /// The pieces by id; an empty one is an id without a piece.
-    pub(super) fn pieces(&self) -> &TextList {
-        &self.0.pieces
+    /// SentencePiece's BPE: two neighbours merge if what they make is a piece, the best-scored first. `may_merge` tells
+    /// the pieces that may come about so; bytes stand for unknown characters where the vocabulary has them.
+    pub(crate) fn from_scores(
+        pieces: TextList,
+        scores: &[f32],
+        unknown_id: Option<u32>,
+        may_merge: impl Fn(u32) -> bool,
+    ) -> Self {
+        let mut by_score: Vec<u32> = (0..).take(pieces.len().min(scores.len())).filter(|&id| may_merge(id)).collect();
+        by_score.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]));
+        let mut tables = Tables::new(pieces, 0);
+        let (mut found, mut rank) = (Vec::new(), 0);
+        for (place, &id) in by_score.iter().enumerate() {
+            // Of equal scores the leftmost pair merges first, so they share a rank.
+            if place > 0 && scores[id as usize] != scores[by_score[place - 1] as usize] {
+                rank += 1;
+            }
+            let piece = tables.table.piece(id).unwrap_or_default();
+            if piece.len() > MAX_SCORED_PIECE {
+                continue;
+            }
+            for (cut, _) in piece.char_indices().skip(1) {
+                let halves = (tables.table.find(&piece[..cut]), tables.table.find(&piece[cut..]));
+                if let (Some(left), Some(right)) = halves {
+                    found.push(Merge { pair: (left, right), rank, merged_id: id });
+                }
+            }
+        }
+        tables.merges = vec![FREE; (found.len() * 2).next_power_of_two().max(2)];
+        for merge in found {
+            let slot = tables.merge_slot(merge.pair);
+            tables.merges[slot] = merge;
+        }
+        let byte_ids = tables.table.byte_ids();
+        tables.byte_ids = byte_ids.iter().any(Option::is_some).then_some(byte_ids);
+        tables.unknown_id = unknown_id;
+        tables.fuse_unknown = true;
+        Self { tables: Arc::new(tables), blocked: Arc::default() }
+    }
+
+    /// The same model, that does not take the pieces `blocked` (ascending) whole.
+    pub(super) fn without(&self, blocked: &[u32]) -> Self {
+        Self { tables: self.tables.clone(), blocked: blocked.into() }
+    }
+
+    pub(super) fn table(&self) -> &PieceTable {
+        &self.tables.table
+    }
+
+    pub(super) fn tokenize(&self, text: &str) -> Vec<Token> {
+        // Only ids are read later, so tokens go without their text.
+        let token = |id: u32, start: usize, len: usize| Token::new(id, String::new(), (start, start + len));
+        let tables = &*self.tables;
+        let whole = if tables.ignore_merges && !text.is_empty() { tables.table.find(text) } else { None };
+        if let Some(id) = whole.filter(|id| self.blocked.binary_search(id).is_err()) {
+            return vec![token(id, 0, text.len())];
+        }
+        let mut symbols = tables.symbols(text);
+        tables.merge_all(&mut symbols);
+        let mut start = 0;
+        let mut tokens = Vec::new();
+        for symbol in symbols.iter().filter(|symbol| symbol.len > 0) {
+            tokens.push(token(symbol.id, start, symbol.len as usize));
+            start += symbol.len as usize;
+        }
+        tokens
     }
 }
 
-impl Bpe {
-    fn fill_index(&mut self) {
-        for id in 0..self.pieces.len() {
-            let piece = self.pieces.get(id).as_bytes();
-            if piece.is_empty() {
-                continue;
-            }
-            let slot = self.slot_of(piece);
-            // Of equal pieces the first counts.
-            if self.index[slot] == NONE {
-                self.index[slot] = u32::try_from(id).expect("ids are 32 bits");
-            }
+impl Tables {
+    fn new(pieces: TextList, num_merges: usize) -> Self {
+        Self {
+            table: PieceTable::new(pieces),
+            merges: vec![FREE; (num_merges * 2).next_power_of_two().max(2)],
+            unknown_id: None,
+            fuse_unknown: false,
+            byte_ids: None,
+            ignore_merges: false,
         }
     }
 
-    fn fill_merges(&mut self, merges: &TextList) -> Result<(), String> {
-        let mut joined = Vec::new();
+    fn fill_merges(&mut self, merges: &Merges) -> Result<(), String> {
         for rank in 0..merges.len() {
-            let text = merges.get(rank);
-            let (left, right) =
-                text.split_once(' ').ok_or_else(|| format!("merge {rank} is {text:?}, not two pieces"))?;
-            joined.clear();
-            joined.extend_from_slice(left.as_bytes());
-            joined.extend_from_slice(right.as_bytes());
-            let find = |piece: &[u8]| {
-                self.find(piece).ok_or_else(|| {
-                    format!("merge {rank} names {:?}, which is not in the vocabulary", String::from_utf8_lossy(piece))
-                })
+            let (left, right) = merges.get(rank);
+            let find = |piece: &str| {
+                let id = self.table.find(piece);
+                id.ok_or_else(|| format!("merge {rank} names {piece:?}, which is not in the vocabulary"))
             };
-            let pair = (find(left.as_bytes())?, find(right.as_bytes())?);
-            let merged_id = find(&joined)?;
+            let pair = (find(left)?, find(right)?);
+            let merged_id = find(merges.joined(rank))?;
             let rank = u32::try_from(rank).map_err(|_| "there are too many merges".to_owned())?;
             let slot = self.merge_slot(pair);
             // Of equal pairs the last counts, as in a map that is filled in order.
             self.merges[slot] = Merge { pair, rank, merged_id };
         }
         Ok(())
-    }
-
-    /// The slot of `index` that holds `piece`, or the free one where it belongs.
-    fn slot_of(&self, piece: &[u8]) -> usize {
-        let mask = self.index.len() - 1;
-        let mut slot = hash_bytes(piece) & mask;
-        while self.index[slot] != NONE && self.pieces.get(self.index[slot] as usize).as_bytes() != piece {
-            slot = (slot + 1) & mask;
-        }
-        slot
-    }
-
-    fn find(&self, piece: &[u8]) -> Option<u32> {
-        let id = self.index[self.slot_of(piece)];
-        (id != NONE).then_some(id)
     }
 
     /// The slot of `merges` that holds `pair`, or the free one where it belongs.
@@ -177,8 +211,9 @@ impl Bpe {
         let mut unknown: Option<(u32, usize)> = None;
         let mut buffer = [0; 4];
         for char in text.chars() {
-            let bytes = char.encode_utf8(&mut buffer).as_bytes();
-            if let Some(id) = self.find(bytes) {
+            let char = &*char.encode_utf8(&mut buffer);
+            let bytes = char.as_bytes();
+            if let Some(id) = self.table.find(char) {
                 if let Some((unknown_id, len)) = unknown.take() {
                     add(unknown_id, len);
                 }
@@ -238,80 +273,13 @@ impl Bpe {
     }
 }
 
-/// Spreads the bits of `word`; the tables take the low ones.
-fn hash_word(word: u64) -> usize {
-    let word = (word ^ (word >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    (word ^ (word >> 32)) as usize
-}
-
-fn hash_bytes(bytes: &[u8]) -> usize {
-    let mut hash = bytes.len() as u64;
-    for chunk in bytes.chunks(8) {
-        let mut word = [0; 8];
-        word[..chunk.len()].copy_from_slice(chunk);
-        hash = (hash.rotate_left(29) ^ u64::from_le_bytes(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-    hash_word(hash)
-}
-
-impl<'de> Deserialize<'de> for SharedBpe {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::new(BpeFile::deserialize(deserializer)?).map_err(serde::de::Error::custom)
-    }
-}
-
-impl Model for SharedBpe {
-    type Trainer = BpeTrainer;
-
-    fn tokenize(&self, sequence: &str) -> tokenizers::Result<Vec<Token>> {
-        // Only ids are read later, so tokens go without their text.
-        let token = |id: u32, start: usize, len: usize| Token::new(id, String::new(), (start, start + len));
-        let whole = if self.0.ignore_merges { self.0.find(sequence.as_bytes()) } else { None };
-        if let Some(id) = whole.filter(|_| !sequence.is_empty()) {
-            return Ok(vec![token(id, 0, sequence.len())]);
-        }
-        let mut symbols = self.0.symbols(sequence);
-        self.0.merge_all(&mut symbols);
-        let mut start = 0;
-        let mut tokens = Vec::new();
-        for symbol in symbols.iter().filter(|symbol| symbol.len > 0) {
-            tokens.push(token(symbol.id, start, symbol.len as usize));
-            start += symbol.len as usize;
-        }
-        Ok(tokens)
-    }
-
-    fn token_to_id(&self, token: &str) -> Option<u32> {
-        self.0.find(token.as_bytes())
-    }
-
-    fn id_to_token(&self, id: u32) -> Option<String> {
-        let id = id as usize;
-        let piece = if id < self.0.pieces.len() { self.0.pieces.get(id) } else { "" };
-        (!piece.is_empty()).then(|| piece.to_owned())
-    }
-
-    fn get_vocab(&self) -> HashMap<String, u32> {
-        (0..).zip(self.0.pieces.iter()).map(|(id, piece)| (piece.to_owned(), id)).collect()
-    }
-
-    fn get_vocab_size(&self) -> usize {
-        self.0.num_pieces
-    }
-
-    fn save(&self, _folder: &Path, _prefix: Option<&str>) -> tokenizers::Result<Vec<PathBuf>> {
-        Err("this model is only read".into())
-    }
-
-    fn get_trainer(&self) -> BpeTrainer {
-        BpeTrainer::default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::prompt::Numbers;
+    use serde::Deserialize;
+    use std::collections::HashMap;
+    use tokenizers::Model;
     use tokenizers::models::bpe::BPE;
 
     /// Random vocabularies over three letters, where every kind of overlap of merges occurs.
@@ -349,21 +317,24 @@ mod tests {
                     serde_json::json!(merges.iter().map(|(a, b)| format!("{a} {b}")).collect::<Vec<_>>())
                 },
             });
-            let ours = SharedBpe::deserialize(&description).unwrap();
+            let ours = Bpe::new(ModelFile::deserialize(&description).unwrap()).unwrap();
             let reference = BPE::deserialize(&description).unwrap();
             for _ in 0..30 {
                 let text: String =
                     (0..numbers.below(40)).map(|_| ['a', 'b', 'é', 'x', '😀'][numbers.below(5)]).collect();
                 let view = |tokens: Vec<Token>| -> Vec<_> { tokens.into_iter().map(|t| (t.id, t.offsets)).collect() };
                 let expected = view(reference.tokenize(&text).unwrap());
-                assert_eq!(view(ours.tokenize(&text).unwrap()), expected, "seed {seed}: {text:?}");
+                assert_eq!(view(ours.tokenize(&text)), expected, "seed {seed}: {text:?}");
             }
         }
     }
 
     #[test]
     fn contradictions_are_named() {
-        let read = |json: &str| serde_json::from_str::<SharedBpe>(json).err().map(|error| error.to_string());
+        let read = |json: &str| {
+            let file = serde_json::from_str::<ModelFile>(json).map_err(|error| error.to_string());
+            file.and_then(Bpe::new).err()
+        };
         for (json, part) in [
             (r#"{"vocab": {"a": 0}, "merges": ["a b"]}"#, "merge 0 names \"b\""),
             (r#"{"vocab": {"a": 0, "b": 1}, "merges": ["a b"]}"#, "merge 0 names \"ab\""),
