@@ -1,149 +1,109 @@
 //! Load test for any OpenAI-compatible server.
 //!
 //! It measures from outside: it imports nothing of the server's and speaks only HTTP. A closed loop keeps a number of
-//! clients busy; an open loop sends requests at random times (Poisson) whether or not earlier ones were answered, and
+//! clients busy; an open loop or a trace sends requests at times of its own whether or not earlier ones were answered, and
 //! counts latency from the moment a request was due, so that a slow server cannot slow its own measurement down.
+//!
+//! `campaign` decides what is run, `load` runs it, `client` asks, `report` tells.
 
+mod answer;
+mod arrivals;
+mod campaign;
+mod cli;
 mod client;
+#[cfg(test)]
+mod fake;
+mod figures;
+mod lag;
+mod lengths;
+mod live;
 mod load;
+#[cfg(test)]
+mod model;
+mod progress;
+mod random;
 mod report;
+mod search;
+mod trace;
 mod workload;
 
 use std::io::Write as _;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use clap::{Args, Parser, Subcommand};
+use clap::Parser as _;
+use serde_json::{Map, Value};
 
-use crate::client::{Client, Target};
-use crate::load::{Arrivals, Load};
-use crate::report::Report;
-use crate::workload::{Length, Workload};
+use crate::campaign::{Campaign, Plan, Server};
+use crate::cli::{Cli, Command, Common, Task};
+use crate::client::Client;
+use crate::report::{Report, SCHEMA, TargetInfo, page_of};
 
-/// Measures an OpenAI-compatible server: time to first token, inter-token latency, throughput, errors.
-#[derive(Parser)]
-#[command(version, about)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Keeps a number of clients busy: each sends its next request when the last one is answered.
-    Closed {
-        /// Numbers of clients, one run each.
-        #[arg(short, long, value_delimiter = ',', default_value = "1,4,16")]
-        clients: Vec<usize>,
-        #[command(flatten)]
-        common: Common,
-    },
-    /// Sends requests at random times with a given mean rate (Poisson), whatever the server does.
-    Open {
-        /// Requests per second, one run each.
-        #[arg(short, long, value_delimiter = ',', default_value = "1,2,4")]
-        rate: Vec<f64>,
-        #[command(flatten)]
-        common: Common,
-    },
-}
-
-#[derive(Args)]
-struct Common {
-    /// Where the server listens.
-    #[arg(long, default_value = "http://127.0.0.1:8000")]
-    url: String,
-    /// Model to ask for [default: the first of /v1/models].
-    #[arg(long)]
-    model: Option<String>,
-    /// File with the API key to send, if the server wants one.
-    #[arg(long)]
-    api_key_file: Option<PathBuf>,
-    /// Prompt tokens: a number, or a range such as 32-512.
-    #[arg(long, default_value = "64")]
-    prompt: Length,
-    /// Output tokens: a number, or a range such as 16-256.
-    #[arg(long, default_value = "64")]
-    output: Length,
-    /// Seconds that each run counts.
-    #[arg(long, default_value_t = 20.0)]
-    seconds: f64,
-    /// Seconds before counting starts, at each run's load.
-    #[arg(long, default_value_t = 3.0)]
-    warmup: f64,
-    /// Seconds after which a request counts as failed.
-    #[arg(long, default_value_t = 120.0)]
-    timeout: f64,
-    /// Seed of prompts, lengths and arrival times.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// Writes the figures as JSON to this file; `-` for standard output instead of the table.
-    #[arg(long)]
-    json: Option<PathBuf>,
-}
-
-#[tokio::main]
+// One thread: the client shares its machine with the server.
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
-    match Cli::parse().command {
-        Command::Closed { clients, common } => {
-            let loads = clients.into_iter().map(|clients| Arrivals::Closed { clients });
-            run(&common, loads.collect()).await
+    let command = Cli::parse().command;
+    if let Command::Report { json, html } = &command {
+        let mut reports = json.iter().map(|path| read_report(path));
+        let mut all = reports.next().context("no report is given")??;
+        for report in reports {
+            all.absorb(report?);
         }
-        Command::Open { rate, common } => {
-            let loads = rate.into_iter().map(|per_second| Arrivals::Poisson { per_second });
-            run(&common, loads.collect()).await
-        }
+        return write_file(html, page_of(&all).as_bytes());
+    }
+    match command.task()? {
+        Some((common, plan, task, settings)) => measure(common, plan, task, settings).await,
+        None => Ok(()),
     }
 }
 
-async fn run(common: &Common, loads: Vec<Arrivals>) -> Result<()> {
-    for arrivals in &loads {
-        arrivals.check()?;
+async fn measure(common: &Common, mut plan: Plan, task: Task, settings: Map<String, Value>) -> Result<()> {
+    let is_json_on_stdout = common.json.as_deref() == Some(Path::new("-"));
+    plan.is_quiet |= is_json_on_stdout;
+    let (mut servers, mut targets) = (Vec::new(), Vec::new());
+    let manner = common.manner()?;
+    for target in common.targets()? {
+        let client = Client::new(target, manner.clone()).with_model(common.model.as_deref()).await?;
+        let (target, model) = (client.target.clone(), client.model.clone());
+        let server = Server::calibrated(&target.name, client, &plan).await?;
+        targets.push(TargetInfo {
+            name: target.name,
+            url: target.base,
+            model,
+            template_tokens: figures::rounded(server.scale.overhead_tokens),
+            tokens_per_word: figures::rounded(server.scale.tokens_per_word),
+        });
+        servers.push(server);
     }
-    let seconds = |value: f64, name: &str| {
-        Duration::try_from_secs_f64(value).with_context(|| format!("--{name} {value} is not a number of seconds"))
-    };
-    let counted = seconds(common.seconds, "seconds")?;
-    ensure!(!counted.is_zero(), "--seconds must be more than 0");
-    let client = Client::new(target(common, seconds(common.timeout, "timeout")?)?);
-    let client = Arc::new(client.with_model(common.model.clone()).await?);
-    let workload = Workload::calibrated(&client, common.prompt, common.output, common.seed).await?;
-    let workload = Arc::new(workload);
-    let mut report = Report::new(&common.url, client.model(), &workload);
-    for arrivals in loads {
-        let load = Load { arrivals, warmup: seconds(common.warmup, "warmup")?, counted, seed: common.seed };
-        let outcome = load.run(&client, &workload).await;
-        report.add(&outcome);
-        if common.json.as_deref() != Some("-".as_ref()) {
-            write_out(report.last_lines().as_bytes())?;
-        }
+    let mut stdout = std::io::stdout();
+    let mut campaign = Campaign { plan, servers, report: Report::new(settings, targets), out: &mut stdout };
+    match task {
+        Task::Sweep(loads) => campaign.sweep(&loads).await?,
+        Task::Search(range) => campaign.search(range).await?,
     }
-    if let Some(path) = &common.json {
-        let json = serde_json::to_vec_pretty(&report).context("the report is plain data")?;
-        if path.as_os_str() == "-" {
-            write_out(&json)?;
-        } else {
-            std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
-        }
+    let report = campaign.report;
+    let json = serde_json::to_vec_pretty(&report).context("the report is plain data")?;
+    if is_json_on_stdout {
+        stdout.write_all(&json).and_then(|()| stdout.write_all(b"\n")).context("cannot write to standard output")?;
+    } else if let Some(path) = &common.json {
+        write_file(path, &json)?;
+    }
+    if let Some(path) = &common.html {
+        write_file(path, page_of(&report).as_bytes())?;
     }
     ensure!(report.has_answers(), "not one request was answered; see the errors above");
     Ok(())
 }
 
-fn target(common: &Common, timeout: Duration) -> Result<Target> {
-    let api_key = match &common.api_key_file {
-        None => None,
-        Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-            Some(text.trim().to_owned())
-        }
-    };
-    Target::new(&common.url, api_key, timeout)
+fn read_report(path: &Path) -> Result<Report> {
+    let name = path.display();
+    let text = std::fs::read(path).with_context(|| format!("cannot read {name}"))?;
+    let value: Value = serde_json::from_slice(&text).with_context(|| format!("{name} is not JSON"))?;
+    let schema = value["schema"].as_str().unwrap_or("none");
+    ensure!(schema == SCHEMA, "{name} has the schema {schema}, not {SCHEMA}: did --json write it?");
+    serde_json::from_value(value).with_context(|| format!("{name} is not a report"))
 }
 
-fn write_out(bytes: &[u8]) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(bytes).and_then(|()| out.write_all(b"\n")).context("cannot write to standard output")
+fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    std::fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }
