@@ -50,10 +50,9 @@ pub enum ActivationKind {
     F32,
 }
 
-/// 64 columns of one row: two blocks of 32 signed bytes. 96 bytes, so that rows written by two threads share few cache
-/// lines.
+/// 64 columns of one row: two blocks of 32 signed bytes. Two cache lines, so that rows written by two threads share none.
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[repr(C, align(32))]
+#[repr(C, align(64))]
 pub(crate) struct Int8Unit {
     /// Word `8 * block + j` holds columns `4 * j ..` of the block, the first in the lowest byte; each in -127..=127.
     pub(crate) words: [i32; 16],
@@ -62,10 +61,16 @@ pub(crate) struct Int8Unit {
     pub(crate) q8_init: [i32; 2],
     /// `-8 * sum of the block`: what to start from when the weights have 8 added.
     pub(crate) q4_init: [i32; 2],
+    /// `-16 * sum of the block`: what to start from when the weights have 16 added.
+    pub(crate) q5_init: [i32; 2],
+    /// `-32 * sum of a sixteenth`, two in each block: what to start from when the weights have 32 added.
+    pub(crate) q6_init: [[i32; 2]; 2],
+    /// Scale times sum of the block: what a minimum that is taken from every weight is multiplied by.
+    pub(crate) sums: [f32; 2],
     padding: [i32; 2],
 }
 
-// SAFETY: plain numbers without implicit padding (64 + 8 + 8 + 8 + 8 bytes), valid for every bit pattern.
+// SAFETY: plain numbers without implicit padding (64 + 4 * 8 + 16 + 8 + 8 bytes), valid for every bit pattern.
 unsafe impl Plain for Int8Unit {}
 
 /// 16 columns of one row.

@@ -255,9 +255,9 @@ fn hostile_gguf_tensors_are_refused_by_name() {
     gguf_refused(&twice.build(), &["'same' occurs twice"]);
 
     let dir = tempfile::tempdir().unwrap();
-    let unread = Writer::default().tensor("blk.0.x", &[256], 14, 0).data(256).build();
-    let weights = Weights::open(&write(&dir, "q6.gguf", &unread)).unwrap();
-    refused(|| weights.tensor("blk.0.x"), &["'blk.0.x' is of type Q6_K", "Q8_0"]);
+    let unread = Writer::default().tensor("blk.0.x", &[256], 34, 0).data(256).build();
+    let weights = Weights::open(&write(&dir, "tq1.gguf", &unread)).unwrap();
+    refused(|| weights.tensor("blk.0.x"), &["'blk.0.x' is of type TQ1_0", "Q8_0"]);
 }
 
 fn safetensors(header: &str, data_len: usize) -> Vec<u8> {

@@ -31,14 +31,30 @@ fn quantize_units(values: &[f32], units: &mut RowUnits<'_, Int8Unit>) {
         let unit = units.unit(unit_idx);
         for (block, values) in values.as_chunks::<BLOCK_LEN>().0.iter().enumerate() {
             let (bytes, scale) = quantize_block(values);
-            let sum: i32 = bytes.iter().map(|b| i32::from(*b)).sum();
+            let [low, high] = bytes.as_chunks::<16>().0 else { unreachable!("two sixteenths") };
+            let sum_of = |bytes: &[i8; 16]| bytes.iter().map(|b| i32::from(*b)).sum();
+            let sums = [sum_of(low), sum_of(high)];
             for (word, bytes) in unit.words[8 * block..8 * block + 8].iter_mut().zip(bytes.as_chunks::<4>().0) {
                 *word = i32::from_le_bytes(bytes.map(i8::cast_unsigned));
             }
-            unit.scales[block] = scale;
-            unit.q8_init[block] = -128 * sum;
-            unit.q4_init[block] = -8 * sum;
+            unit.put_sums(block, scale, sums);
         }
+    }
+}
+
+impl Int8Unit {
+    /// Stores the scale of a block and what follows from the sums of its two sixteenths.
+    #[inline(always)]
+    fn put_sums(&mut self, block: usize, scale: f32, sixteenths: [i32; 2]) {
+        let sum = sixteenths[0] + sixteenths[1];
+        self.scales[block] = scale;
+        self.q8_init[block] = -128 * sum;
+        self.q4_init[block] = -8 * sum;
+        self.q5_init[block] = -16 * sum;
+        self.q6_init[block] = sixteenths.map(|sum| -32 * sum);
+        #[expect(clippy::cast_precision_loss, reason = "at most 32 * 127")]
+        let sum = sum as f32;
+        self.sums[block] = scale * sum;
     }
 }
 
@@ -88,9 +104,9 @@ fn round_to_f16(x: f32) -> f32 {
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use std::arch::x86_64::{
-        __m512, __m512i, _mm_storeu_si128, _mm512_add_epi32, _mm512_andnot_ps, _mm512_castps_si512,
-        _mm512_cvtepi32_epi8, _mm512_cvtps_epi32, _mm512_loadu_ps, _mm512_max_epu32, _mm512_mul_ps,
-        _mm512_reduce_add_epi32, _mm512_reduce_max_epu32, _mm512_set1_ps,
+        __m512, __m512i, _mm_storeu_si128, _mm512_andnot_ps, _mm512_castps_si512, _mm512_cvtepi32_epi8,
+        _mm512_cvtps_epi32, _mm512_loadu_ps, _mm512_max_epu32, _mm512_mul_ps, _mm512_reduce_add_epi32,
+        _mm512_reduce_max_epu32, _mm512_set1_ps,
     };
 
     use super::{BLOCK_LEN, INT8_COLS, Int8Unit, RowUnits, scale_and_inverse};
@@ -117,10 +133,9 @@ mod avx512 {
         // Magnitudes compare like their bits, and a NaN is above all.
         let max = f32::from_bits(_mm512_reduce_max_epu32(_mm512_max_epu32(magnitude_bits(low), magnitude_bits(high))));
         let (scale, inverse) = scale_and_inverse(max);
-        unit.scales[block] = scale;
         let Some(inverse) = inverse else {
             unit.words[8 * block..8 * block + 8].fill(0);
-            (unit.q8_init[block], unit.q4_init[block]) = (0, 0);
+            unit.put_sums(block, scale, [0; 2]);
             return;
         };
         let inverse = _mm512_set1_ps(inverse);
@@ -131,9 +146,7 @@ mod avx512 {
         };
         store_bytes(low_words, low);
         store_bytes(high_words, high);
-        let sum = _mm512_reduce_add_epi32(_mm512_add_epi32(low, high));
-        unit.q8_init[block] = -128 * sum;
-        unit.q4_init[block] = -8 * sum;
+        unit.put_sums(block, scale, [_mm512_reduce_add_epi32(low), _mm512_reduce_add_epi32(high)]);
     }
 
     #[inline]

@@ -4,19 +4,22 @@
 //! * Q8 multiplies |weight| by the activation with the weight's sign. Activations are within ±127, so a pair is at most
 //!   2 * 128 * 127 = 32512, below 32767. (Moving the sign the other way would turn a weight of -128 into itself.)
 //! * Q4 multiplies weights of 0 to 15: a pair is at most 2 * 15 * 127 = 3810, and the eight of a block 30480.
+//! * Q5 shares the sums of [`super::avx2_super`], IQ4 looks its weights up and goes on as Q8.
 
 use std::arch::x86_64::{
-    __m256i, _mm256_abs_epi8, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_cvtepi32_ps,
-    _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_set1_epi8,
-    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_sign_epi8,
-    _mm256_srli_epi16, _mm256_xor_si256,
+    __m256i, _mm256_abs_epi8, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_broadcastsi128_si256,
+    _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps,
+    _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256,
+    _mm256_shuffle_epi8, _mm256_sign_epi8, _mm256_srli_epi16, _mm256_xor_si256,
 };
 use std::ops::Range;
 
+use super::avx2_super::five_bit_dots;
 use super::job::{Job, Sums};
-use super::units::{Q4Unit, Q8Unit};
-use super::x86::{ahead, load_bytes_256, load_halves_128, prefetch_after, store_256};
+use super::units::{Iq4Unit, Q4Unit, Q5Unit, Q8Unit};
+use super::x86::{ahead, load_bytes_128, load_bytes_256, load_halves_128, prefetch_after, store_256};
 use crate::activations::Int8Unit;
+use crate::quant::IQ4_TABLE;
 
 /// Output channels in a register.
 const HALF_LANES: usize = 8;
@@ -88,20 +91,54 @@ macro_rules! kernel {
 
 kernel!(q8, q8_rows, Q8Unit, q8_dots);
 kernel!(q4, q4_rows, Q4Unit, q4_dots);
+kernel!(q5, q5_rows, Q5Unit, q5_dots);
+kernel!(iq4, iq4_rows, Iq4Unit, iq4_dots);
 
 #[inline]
 #[target_feature(enable = "avx2")]
 fn q8_dots<const R: usize>(unit: &Q8Unit, block: usize, half: usize, x: &[Int8Unit; R]) -> [__m256i; R] {
-    let (top_bit, ones) = (_mm256_set1_epi8(i8::MIN), _mm256_set1_epi16(1));
+    let top_bit = _mm256_set1_epi8(i8::MIN);
     let mut dots = [_mm256_setzero_si256(); R];
     for (j, line) in unit.lines[block].iter().enumerate() {
         let weights = _mm256_xor_si256(load_bytes_256(&line.as_chunks::<32>().0[half]), top_bit);
-        let magnitudes = _mm256_abs_epi8(weights);
-        for r in 0..R {
-            let signed = _mm256_sign_epi8(_mm256_set1_epi32(x[r].words[8 * block + j]), weights);
-            let pairs = _mm256_maddubs_epi16(magnitudes, signed);
-            dots[r] = _mm256_add_epi32(dots[r], _mm256_madd_epi16(pairs, ones));
-        }
+        add_signed(weights, 8 * block + j, x, &mut dots);
+    }
+    dots
+}
+
+/// Adds products of signed weights and word `word` of each row.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_signed<const R: usize>(weights: __m256i, word: usize, x: &[Int8Unit; R], dots: &mut [__m256i; R]) {
+    let (magnitudes, ones) = (_mm256_abs_epi8(weights), _mm256_set1_epi16(1));
+    for r in 0..R {
+        let signed = _mm256_sign_epi8(_mm256_set1_epi32(x[r].words[word]), weights);
+        let pairs = _mm256_maddubs_epi16(magnitudes, signed);
+        dots[r] = _mm256_add_epi32(dots[r], _mm256_madd_epi16(pairs, ones));
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn iq4_dots<const R: usize>(unit: &Iq4Unit, block: usize, half: usize, x: &[Int8Unit; R]) -> [__m256i; R] {
+    let (low_half, table) = (_mm256_set1_epi8(15), _mm256_broadcastsi128_si256(load_bytes_128(&IQ4_TABLE)));
+    let mut dots = [_mm256_setzero_si256(); R];
+    for (j, line) in unit.lines[block].iter().enumerate() {
+        let bytes = load_bytes_256(&line.as_chunks::<32>().0[half]);
+        let low = _mm256_and_si256(bytes, low_half);
+        let high = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), low_half);
+        add_signed(_mm256_shuffle_epi8(table, low), 8 * block + j, x, &mut dots);
+        add_signed(_mm256_shuffle_epi8(table, high), 8 * block + j + 4, x, &mut dots);
+    }
+    dots
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn q5_dots<const R: usize>(unit: &Q5Unit, block: usize, half: usize, x: &[Int8Unit; R]) -> [__m256i; R] {
+    let mut dots = five_bit_dots(&unit.blocks[block], block, half, x);
+    for r in 0..R {
+        dots[r] = _mm256_add_epi32(_mm256_set1_epi32(x[r].q5_init[block]), dots[r]);
     }
     dots
 }

@@ -4,9 +4,10 @@ use half::{bf16, f16};
 
 use super::job::Kernel;
 use super::scalar;
-use super::units::{LANES, Q4Unit, Q8Unit};
+use super::super_units::{Q4KUnit, Q5KUnit, Q6KUnit};
+use super::units::{Iq4Unit, LANES, Q4Unit, Q5Unit, Q8Unit};
 #[cfg(target_arch = "x86_64")]
-use super::{avx2_float, avx2_int8, avx512_float, avx512_int8};
+use super::{avx2_float, avx2_int8, avx2_super, avx512_float, avx512_int8};
 use crate::isa::{Isa, Level};
 
 macro_rules! kernels {
@@ -28,6 +29,11 @@ macro_rules! kernels {
 kernels! {
     q8: Q8Unit, avx2_int8::q8, avx512_int8::q8;
     q4: Q4Unit, avx2_int8::q4, avx512_int8::q4;
+    q5: Q5Unit, avx2_int8::q5, avx512_int8::q5;
+    iq4: Iq4Unit, avx2_int8::iq4, avx512_int8::iq4;
+    q4_k: Q4KUnit, avx2_super::q4_k, avx512_int8::q4_k;
+    q5_k: Q5KUnit, avx2_super::q5_k, avx512_int8::q5_k;
+    q6_k: Q6KUnit, avx2_super::q6_k, avx512_int8::q6_k;
     f32: [f32; LANES], avx2_float::f32, avx512_float::f32;
     f16: [f16; LANES], avx2_float::f16, avx512_float::f16;
     bf16: [bf16; LANES], avx2_float::bf16, avx512_float::bf16;

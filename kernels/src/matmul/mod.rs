@@ -13,6 +13,8 @@ mod avx2_float;
 #[cfg(target_arch = "x86_64")]
 mod avx2_int8;
 #[cfg(target_arch = "x86_64")]
+mod avx2_super;
+#[cfg(target_arch = "x86_64")]
 mod avx512_float;
 #[cfg(target_arch = "x86_64")]
 mod avx512_int8;
@@ -20,6 +22,7 @@ mod dispatch;
 mod job;
 mod packed;
 mod scalar;
+mod super_units;
 #[cfg(test)]
 mod tests;
 mod units;
@@ -38,6 +41,16 @@ pub enum Layout {
     Q8,
     /// Blocks of 32 values of 4 bits with an f16 scale: exactly the values of [`Format::Q4_0`].
     Q4,
+    /// Blocks of 32 values of 5 bits with an f16 scale: exactly the values of [`Format::Q5_0`].
+    Q5,
+    /// Blocks of 32 values of 4 bits from a table with an f16 scale: exactly the values of [`Format::IQ4_NL`].
+    Iq4,
+    /// Super-blocks of 4 bits with minima: exactly the values of [`Format::Q4_K`].
+    Q4K,
+    /// Super-blocks of 5 bits with minima: exactly the values of [`Format::Q5_K`].
+    Q5K,
+    /// Super-blocks of 6 bits with a scale for each sixteenth: exactly the values of [`Format::Q6_K`].
+    Q6K,
     /// Single precision.
     F32,
     /// Half precision, multiplied in single.
@@ -48,7 +61,18 @@ pub enum Layout {
 
 impl Layout {
     /// Every layout.
-    pub const ALL: [Layout; 5] = [Layout::Q8, Layout::Q4, Layout::F32, Layout::F16, Layout::BF16];
+    pub const ALL: [Layout; 10] = [
+        Layout::Q8,
+        Layout::Q4,
+        Layout::Q5,
+        Layout::Iq4,
+        Layout::Q4K,
+        Layout::Q5K,
+        Layout::Q6K,
+        Layout::F32,
+        Layout::F16,
+        Layout::BF16,
+    ];
 
     /// The file format with exactly these values.
     #[must_use]
@@ -56,6 +80,11 @@ impl Layout {
         match self {
             Layout::Q8 => Format::Q8_0,
             Layout::Q4 => Format::Q4_0,
+            Layout::Q5 => Format::Q5_0,
+            Layout::Iq4 => Format::IQ4_NL,
+            Layout::Q4K => Format::Q4_K,
+            Layout::Q5K => Format::Q5_K,
+            Layout::Q6K => Format::Q6_K,
             Layout::F32 => Format::F32,
             Layout::F16 => Format::F16,
             Layout::BF16 => Format::BF16,
@@ -72,8 +101,8 @@ impl Layout {
     #[must_use]
     pub fn activation_kind(self) -> ActivationKind {
         match self {
-            Layout::Q8 | Layout::Q4 => ActivationKind::Int8,
             Layout::F32 | Layout::F16 | Layout::BF16 => ActivationKind::F32,
+            _ => ActivationKind::Int8,
         }
     }
 }
@@ -124,6 +153,11 @@ pub fn matmul(pool: &Pool, weights: &PackedMatrix, x: &Activations, out: &mut [f
     match &weights.weights {
         Weights::Q8(blocks) => multiply(pool, weights, blocks, x, out, place),
         Weights::Q4(blocks) => multiply(pool, weights, blocks, x, out, place),
+        Weights::Q5(blocks) => multiply(pool, weights, blocks, x, out, place),
+        Weights::Iq4(blocks) => multiply(pool, weights, blocks, x, out, place),
+        Weights::Q4K(blocks) => multiply(pool, weights, blocks, x, out, place),
+        Weights::Q5K(blocks) => multiply(pool, weights, blocks, x, out, place),
+        Weights::Q6K(blocks) => multiply(pool, weights, blocks, x, out, place),
         Weights::F32(blocks) => multiply(pool, weights, blocks, x, out, place),
         Weights::F16(blocks) => multiply(pool, weights, blocks, x, out, place),
         Weights::BF16(blocks) => multiply(pool, weights, blocks, x, out, place),

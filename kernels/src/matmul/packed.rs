@@ -3,13 +3,14 @@
 use half::{bf16, f16};
 
 use super::job::Kernel;
-use super::units::{LANES, Q4Unit, Q8Unit, Unit};
+use super::super_units::{Q4KUnit, Q5KUnit, Q6KUnit};
+use super::units::{Iq4Unit, LANES, Q4Unit, Q5Unit, Q8Unit, Unit};
 use super::{Layout, dispatch};
 use crate::activations::ActivationKind;
 use crate::aligned::AlignedVec;
 use crate::isa::Isa;
 use crate::pool::Pool;
-use crate::quant::{Format, QuantMatrix, quantize_row};
+use crate::quant::{Format, QuantMatrix};
 use crate::shared::SharedSlice;
 
 /// Rows of a [`PackedMatrix`] that come from one matrix of a file.
@@ -46,6 +47,11 @@ pub struct PackedMatrix {
 pub(super) enum Weights {
     Q8(Blocks<Q8Unit>),
     Q4(Blocks<Q4Unit>),
+    Q5(Blocks<Q5Unit>),
+    Iq4(Blocks<Iq4Unit>),
+    Q4K(Blocks<Q4KUnit>),
+    Q5K(Blocks<Q5KUnit>),
+    Q6K(Blocks<Q6KUnit>),
     F32(Blocks<[f32; LANES]>),
     F16(Blocks<[f16; LANES]>),
     BF16(Blocks<[bf16; LANES]>),
@@ -63,8 +69,8 @@ impl PackedMatrix {
     /// at a time, so there is never a second copy of the matrix.
     ///
     /// # Panics
-    /// When there are no parts, their rows differ in length, `cols` is not a multiple of 32 for an integer layout, or
-    /// a row order names a row that is not there.
+    /// When there are no parts, their rows differ in length, `cols` is not whole blocks of the layout's format, or a row
+    /// order names a row that is not there.
     #[must_use]
     pub fn pack(isa: Isa, pool: &Pool, parts: &[Part<'_>], layout: Layout) -> PackedMatrix {
         let cols = parts.first().expect("a matrix has parts").matrix.cols();
@@ -73,6 +79,11 @@ impl PackedMatrix {
         let weights = match layout {
             Layout::Q8 => Weights::Q8(Blocks::pack(pool, parts, dispatch::q8(isa))),
             Layout::Q4 => Weights::Q4(Blocks::pack(pool, parts, dispatch::q4(isa))),
+            Layout::Q5 => Weights::Q5(Blocks::pack(pool, parts, dispatch::q5(isa))),
+            Layout::Iq4 => Weights::Iq4(Blocks::pack(pool, parts, dispatch::iq4(isa))),
+            Layout::Q4K => Weights::Q4K(Blocks::pack(pool, parts, dispatch::q4_k(isa))),
+            Layout::Q5K => Weights::Q5K(Blocks::pack(pool, parts, dispatch::q5_k(isa))),
+            Layout::Q6K => Weights::Q6K(Blocks::pack(pool, parts, dispatch::q6_k(isa))),
             Layout::F32 => Weights::F32(Blocks::pack(pool, parts, dispatch::f32(isa))),
             Layout::F16 => Weights::F16(Blocks::pack(pool, parts, dispatch::f16(isa))),
             Layout::BF16 => Weights::BF16(Blocks::pack(pool, parts, dispatch::bf16(isa))),
@@ -83,12 +94,20 @@ impl PackedMatrix {
     /// Bytes that a matrix `[rows, cols]` takes when packed as `layout`, its bias excepted.
     #[must_use]
     pub fn size_bytes_for(rows: usize, cols: usize, layout: Layout) -> usize {
+        fn unit<U: Unit>() -> (usize, usize) {
+            (U::COLS, size_of::<U>())
+        }
         let (unit_cols, unit_bytes) = match layout {
-            Layout::Q8 => (Q8Unit::COLS, size_of::<Q8Unit>()),
-            Layout::Q4 => (Q4Unit::COLS, size_of::<Q4Unit>()),
-            Layout::F32 => (1, size_of::<[f32; LANES]>()),
-            Layout::F16 => (1, size_of::<[f16; LANES]>()),
-            Layout::BF16 => (1, size_of::<[bf16; LANES]>()),
+            Layout::Q8 => unit::<Q8Unit>(),
+            Layout::Q4 => unit::<Q4Unit>(),
+            Layout::Q5 => unit::<Q5Unit>(),
+            Layout::Iq4 => unit::<Iq4Unit>(),
+            Layout::Q4K => unit::<Q4KUnit>(),
+            Layout::Q5K => unit::<Q5KUnit>(),
+            Layout::Q6K => unit::<Q6KUnit>(),
+            Layout::F32 => unit::<[f32; LANES]>(),
+            Layout::F16 => unit::<[f16; LANES]>(),
+            Layout::BF16 => unit::<[bf16; LANES]>(),
         };
         rows.div_ceil(LANES) * cols.div_ceil(unit_cols) * unit_bytes
     }
@@ -122,6 +141,11 @@ impl PackedMatrix {
         match self.weights {
             Weights::Q8(_) => Layout::Q8,
             Weights::Q4(_) => Layout::Q4,
+            Weights::Q5(_) => Layout::Q5,
+            Weights::Iq4(_) => Layout::Iq4,
+            Weights::Q4K(_) => Layout::Q4K,
+            Weights::Q5K(_) => Layout::Q5K,
+            Weights::Q6K(_) => Layout::Q6K,
             Weights::F32(_) => Layout::F32,
             Weights::F16(_) => Layout::F16,
             Weights::BF16(_) => Layout::BF16,
@@ -150,6 +174,11 @@ impl PackedMatrix {
         match &self.weights {
             Weights::Q8(blocks) => blocks.unpack(row, out),
             Weights::Q4(blocks) => blocks.unpack(row, out),
+            Weights::Q5(blocks) => blocks.unpack(row, out),
+            Weights::Iq4(blocks) => blocks.unpack(row, out),
+            Weights::Q4K(blocks) => blocks.unpack(row, out),
+            Weights::Q5K(blocks) => blocks.unpack(row, out),
+            Weights::Q6K(blocks) => blocks.unpack(row, out),
             Weights::F32(blocks) => blocks.unpack(row, out),
             Weights::F16(blocks) => blocks.unpack(row, out),
             Weights::BF16(blocks) => blocks.unpack(row, out),
@@ -211,9 +240,8 @@ impl Scratch {
             return matrix.row(row);
         }
         self.values.resize(matrix.cols(), 0.0);
-        matrix.dequantize_row(row, &mut self.values);
         self.bytes.resize(format.row_bytes(matrix.cols()).expect("checked when packing began"), 0);
-        quantize_row(format, &self.values, &mut self.bytes);
+        matrix.convert_row(row, format, &mut self.values, &mut self.bytes);
         &self.bytes
     }
 }

@@ -1,8 +1,9 @@
 //! Loads, stores and prefetches of x86-64: the only unsafe operations of its kernels, each over a checked reference.
 
 use std::arch::x86_64::{
-    __m128i, __m256, __m256i, __m512, __m512i, _MM_HINT_T0, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch,
-    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_storeu_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_storeu_ps,
+    __m128i, __m256, __m256i, __m512, __m512i, _MM_HINT_T0, _MM_HINT_T1, _mm_loadl_epi64, _mm_loadu_si128,
+    _mm_prefetch, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_storeu_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_storeu_ps,
 };
 
 /// How far ahead of the weights in use the next are asked for.
@@ -96,4 +97,22 @@ pub(super) fn load_halves_128<T>(values: &[T; 8]) -> __m128i {
     const { assert!(size_of::<T>() == 2, "values of 16 bits") };
     // SAFETY: 16 bytes of a reference; no alignment needed.
     unsafe { _mm_loadu_si128(values.as_ptr().cast()) }
+}
+
+/// Sixteen bytes.
+#[inline]
+#[target_feature(enable = "sse2")]
+pub(super) fn load_bytes_128<T>(bytes: &[T; 16]) -> __m128i {
+    const { assert!(size_of::<T>() == 1, "bytes") };
+    // SAFETY: 16 bytes of a reference; no alignment needed.
+    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+}
+
+/// Eight bytes, in the low half.
+#[inline]
+#[target_feature(enable = "sse2")]
+pub(super) fn load_bytes_64<T>(bytes: &[T; 8]) -> __m128i {
+    const { assert!(size_of::<T>() == 1, "bytes") };
+    // SAFETY: 8 bytes of a reference; no alignment needed.
+    unsafe { _mm_loadl_epi64(bytes.as_ptr().cast()) }
 }

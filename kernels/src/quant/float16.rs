@@ -13,7 +13,8 @@ pub(super) const INFO: FormatInfo = FormatInfo {
     block_bytes: 2,
     native_layout: Layout::F16,
     dequantize,
-    quantize,
+    quantize: Some(quantize),
+    repack: None,
 };
 
 fn dequantize(bytes: &[u8], out: &mut [f32]) {

@@ -11,7 +11,8 @@ pub(super) const INFO: FormatInfo = FormatInfo {
     block_bytes: 4,
     native_layout: Layout::F32,
     dequantize,
-    quantize,
+    quantize: Some(quantize),
+    repack: None,
 };
 
 fn dequantize(bytes: &[u8], out: &mut [f32]) {

@@ -17,7 +17,8 @@ pub(super) const INFO: FormatInfo = FormatInfo {
     block_bytes: BLOCK_BYTES,
     native_layout: Layout::Q4,
     dequantize,
-    quantize,
+    quantize: Some(quantize),
+    repack: None,
 };
 
 fn dequantize(bytes: &[u8], out: &mut [f32]) {

@@ -16,7 +16,8 @@ pub(super) const INFO: FormatInfo = FormatInfo {
     block_bytes: BLOCK_BYTES,
     native_layout: Layout::Q8,
     dequantize,
-    quantize,
+    quantize: Some(quantize),
+    repack: None,
 };
 
 fn dequantize(bytes: &[u8], out: &mut [f32]) {

@@ -159,8 +159,7 @@ impl WeightPlan {
         let bytes_of = |layout: Layout| -> u64 {
             self.matrices().filter(|m| m.layout == layout).map(|m| (m.rows * m.cols) as u64).sum()
         };
-        let all = [Layout::Q8, Layout::Q4, Layout::F32, Layout::F16, Layout::BF16];
-        all.into_iter().max_by_key(|layout| bytes_of(*layout)).expect("there are layouts").name()
+        Layout::ALL.into_iter().max_by_key(|layout| bytes_of(*layout)).expect("there are layouts").name()
     }
 
     /// Whether some matrix is multiplied in integers.
@@ -365,7 +364,8 @@ fn layout_for(quantize: Quantize, format: Format, cols: usize, role: Role) -> La
         Quantize::Q4_0 => Layout::Q4,
     };
     // More bits than the file has would cost memory and restore nothing.
-    if native == Layout::Q4 {
+    let bits = |layout: Layout| layout.native_format().info().bits_per_value();
+    if is_quantized && bits(native) <= bits(wanted) {
         return native;
     }
     if wanted.native_format().row_bytes(cols).is_some() { wanted } else { Layout::F16 }
@@ -439,6 +439,11 @@ mod tests {
         assert_eq!(layout(Quantize::Q8_0, Format::BF16, 72, Role::Layer), Layout::F16);
         assert_eq!(layout(Quantize::Q8_0, Format::Q4_0, 64, Role::Layer), Layout::Q4);
         assert_eq!(layout(Quantize::Q4_0, Format::Q8_0, 64, Role::Layer), Layout::Q4);
+        assert_eq!(layout(Quantize::Auto, Format::Q4_K, 256, Role::Layer), Layout::Q4K);
+        assert_eq!(layout(Quantize::Auto, Format::IQ4_XS, 256, Role::Layer), Layout::Iq4);
+        assert_eq!(layout(Quantize::Q8_0, Format::Q6_K, 256, Role::Layer), Layout::Q6K);
+        assert_eq!(layout(Quantize::Q4_0, Format::Q6_K, 256, Role::Layer), Layout::Q4);
+        assert_eq!(layout(Quantize::None, Format::Q2_K, 256, Role::Layer), Layout::F32);
         assert_eq!(layout(Quantize::Q4_0, Format::BF16, 64, Role::Vocabulary), Layout::Q8);
     }
 }

@@ -73,7 +73,8 @@ fn kernels_stay_inside_weights_and_output() {
     let pool = Pool::new(1);
     for isa in Isa::available() {
         for layout in Layout::ALL {
-            for (rows, cols) in [(1, 32), (17, 96), (80, 160)] {
+            let unit = layout.native_format().info().block_len.max(32);
+            for (rows, cols) in [(1, unit), (17, 3 * unit), (80, 5 * unit)] {
                 let file = File::noise(layout.native_format(), rows, cols, noise);
                 let packed = PackedMatrix::pack(isa, &pool, &[Part::new(file.matrix())], layout);
                 for num_rows in [1, 2, 3, 4, 12, 17] {
@@ -81,6 +82,11 @@ fn kernels_stay_inside_weights_and_output() {
                     match &packed.weights {
                         Weights::Q8(b) => run_guarded(&b.units, b.units_per_block, b.kernel, rows, &x),
                         Weights::Q4(b) => run_guarded(&b.units, b.units_per_block, b.kernel, rows, &x),
+                        Weights::Q5(b) => run_guarded(&b.units, b.units_per_block, b.kernel, rows, &x),
+                        Weights::Iq4(b) => run_guarded(&b.units, b.units_per_block, b.kernel, rows, &x),
+                        Weights::Q4K(b) => run_guarded(&b.units, b.units_per_block, b.kernel, rows, &x),
+                        Weights::Q5K(b) => run_guarded(&b.units, b.units_per_block, b.kernel, rows, &x),
+                        Weights::Q6K(b) => run_guarded(&b.units, b.units_per_block, b.kernel, rows, &x),
                         Weights::F32(b) => run_guarded(&b.units, b.units_per_block, b.kernel, rows, &x),
                         Weights::F16(b) => run_guarded(&b.units, b.units_per_block, b.kernel, rows, &x),
                         Weights::BF16(b) => run_guarded(&b.units, b.units_per_block, b.kernel, rows, &x),
