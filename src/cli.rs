@@ -21,12 +21,24 @@ pub struct Cli {
 pub enum Command {
     /// Serve a model over HTTP (settings: defaults < --config FILE < TOKENMILL_… < flags)
     Serve(Box<ServeArgs>),
+    /// Fetch a model from the hub and print where it is
+    Pull(PullArgs),
     /// Write a GGUF file with random weights at the shape of a published model, for benches
     Synth(SynthArgs),
     /// Measure prefill and decode tokens/s by batch size, and what they are of this machine's limits
     Bench(BenchArgs),
     /// Say what a model's files hold and what serving it takes
     Inspect(InspectArgs),
+}
+
+/// Flags of `tokenmill pull`.
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    /// `org/name`, `org/name:Q4_K_M`, `org/name:file.gguf`, or any of them with `@revision` after the name
+    pub model: String,
+    /// Any setting, as in `--set hub.connections=8`
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
 }
 
 /// Flags of `tokenmill synth`.
@@ -51,7 +63,7 @@ pub struct SynthArgs {
 /// Flags of `tokenmill serve`. All of them are settings; config/default.yaml documents each.
 #[derive(Debug, Default, Args)]
 pub struct ServeArgs {
-    /// GGUF file, Hugging Face folder, or `demo` [default: demo]
+    /// GGUF file, Hugging Face folder, name on the hub (`org/name:Q4_K_M`), or `demo` [default: demo]
     #[arg(long, value_name = "SPEC")]
     pub model: Option<String>,
     /// Name that clients use for the model [default: the file's or folder's name]
@@ -118,7 +130,7 @@ pub struct EngineArgs {
 /// Flags of `tokenmill bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// GGUF file, Hugging Face folder, or `demo`
+    /// GGUF file, Hugging Face folder, name on the hub, or `demo`
     pub model: String,
     /// How to compute
     #[command(flatten)]
@@ -131,7 +143,7 @@ pub struct BenchArgs {
 /// Flags of `tokenmill inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// GGUF file, Hugging Face folder, or `demo`
+    /// GGUF file, Hugging Face folder, name on the hub, or `demo`
     pub model: String,
     /// `auto`, `q8_0`, `q4_0`, or `none`: what the sizes are computed for [default: auto]
     #[arg(long, value_name = "FORMAT")]
@@ -208,6 +220,16 @@ impl EngineArgs {
             }
         }
         Ok(overrides)
+    }
+}
+
+impl PullArgs {
+    /// The settings among the flags.
+    ///
+    /// # Errors
+    /// A `--set` without `=`.
+    pub fn overrides(&self) -> Result<Overrides, ConfigError> {
+        EngineArgs { set: self.set.clone(), ..EngineArgs::default() }.overrides()
     }
 }
 

@@ -3,10 +3,12 @@
 //! Defaults (config/default.yaml, built in) < the file of `--config` < environment < flags. Every setting is applied by itself,
 //! so an error names the key and where it came from. This is the only place that reads the environment.
 
+mod hub;
 pub mod machine;
 mod source;
 mod units;
 
+pub use hub::{HubConfig, HubSettings};
 pub use source::{ConfigError, Overrides};
 pub use units::{Auto, ByteSize, Span};
 
@@ -41,12 +43,14 @@ pub const FLAGS: &[(&str, &str)] = &[
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// A GGUF file, a Hugging Face folder, or `demo`.
+    /// A GGUF file, a Hugging Face folder, a name on the hub, or `demo`.
     pub model: String,
     /// The name clients use.
     pub model_name: Auto<String>,
     /// Where Tokenmill writes.
     pub data_dir: Auto<PathBuf>,
+    /// The model hub.
+    pub hub: HubConfig,
     /// The network side.
     pub server: ServerConfig,
     /// Who may ask.
@@ -298,6 +302,7 @@ impl Config {
         let limits = &self.limits;
         in_range("limits.max_queue", u64::from(limits.max_queue), 1, 1 << 20)?;
         at_least("limits.max_queue_tokens", limits.max_queue_tokens, 1)?;
+        in_range("hub.connections", u64::from(self.hub.connections), 1, 32)?;
         in_range("limits.max_n", u64::from(limits.max_n), 1, 128)?;
         in_range("limits.max_prompts", u64::from(limits.max_prompts), 1, 4096)?;
         if let Auto::Value(tokens) = limits.default_max_tokens {

@@ -14,6 +14,8 @@ pub mod connection;
 pub mod demo;
 pub mod disconnect;
 pub mod error;
+pub mod http_client;
+pub mod hub;
 pub mod inspect;
 pub mod loading;
 pub mod metrics;

@@ -5,12 +5,13 @@
 use crate::app::App;
 use crate::config::{ByteSize, Config, ConfigError, KvTypeSetting, QuantizeSetting, machine};
 use crate::demo;
+use crate::hub::{Hub, HubError, HubSpec};
 use crate::prompt::{ChatTemplate, Tokenizer};
 use crate::serving::admission::AdmissionLimits;
 use crate::serving::handle::{ModelHandle, ServedModel};
-use crate::trace::random_u64;
+use crate::trace::{self, random_u64};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 use tokenmill_kernels::isa::Isa;
@@ -27,8 +28,13 @@ const FALLBACK_MEMORY: u64 = 2 << 30;
 #[derive(Debug, thiserror::Error)]
 pub enum LoadFailure {
     /// Nothing lies where the setting points.
-    #[error("no model at '{0}': --model takes a GGUF file, a Hugging Face folder, or demo")]
+    #[error(
+        "no model at '{0}': --model takes a GGUF file, a Hugging Face folder, a name on the hub (org/name), or demo"
+    )]
     NotFound(String),
+    /// The hub.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// The model's files.
     #[error("cannot load model '{model}': {source}")]
     Model {
@@ -104,10 +110,10 @@ pub fn load(app: &Arc<App>) -> Result<Arc<ModelHandle>, LoadFailure> {
     Ok(handle)
 }
 
-/// Where the model's files are; unpacks the demo model.
+/// Where the model's files are; unpacks the demo model, fetches a model of the hub. Blocks.
 ///
 /// # Errors
-/// Nothing is there, or the demo model cannot be unpacked.
+/// Nothing is there, or it cannot be unpacked or fetched.
 pub fn resolve(config: &Config) -> Result<PathBuf, LoadFailure> {
     // A file or folder of that name in the current folder is reached as ./demo.
     if config.model == demo::SPEC {
@@ -115,10 +121,26 @@ pub fn resolve(config: &Config) -> Result<PathBuf, LoadFailure> {
         return demo::unpack(&data_dir).map_err(|source| LoadFailure::Demo { path: data_dir, source });
     }
     let path = PathBuf::from(&config.model);
-    if !path.exists() {
-        return Err(LoadFailure::NotFound(config.model.clone()));
+    if path.exists() {
+        return Ok(path);
     }
-    Ok(path)
+    match HubSpec::parse(&config.model) {
+        Some(spec) => Ok(Hub::new(config.hub.settings()?).pull_blocking(&spec)?),
+        None => Err(LoadFailure::NotFound(config.model.clone())),
+    }
+}
+
+/// Fetches a model of the hub and returns where it is; what happens goes to the log. Blocks.
+///
+/// # Errors
+/// `name` is no name on the hub, or the model cannot be fetched.
+pub fn pull(config: &Config, name: &str) -> Result<PathBuf, LoadFailure> {
+    trace::init(&config.log).map_err(|error| ConfigError::invalid("log.level", &error.to_string()))?;
+    let spec = HubSpec::parse(name).ok_or_else(|| {
+        let reason = format!("'{name}' is no name on the hub; expected org/name, as in org/name:Q4_K_M");
+        ConfigError::invalid("model", &reason)
+    })?;
+    Ok(Hub::new(config.hub.settings()?).pull_blocking(&spec)?)
 }
 
 /// The settings as the loader takes them, with what is `auto` found out.
@@ -172,13 +194,17 @@ fn load_text(
     Ok((tokenizer, template))
 }
 
-/// `demo`, the name of the file without `.gguf`, or the name of the folder.
+/// `demo`, the name on the hub, the name of the file without `.gguf`, or the name of the folder.
 fn default_name(spec: &str, path: &Path) -> String {
     if spec == demo::SPEC {
         return spec.to_owned();
     }
-    // `.` and `..` have a name only in full.
-    let full = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    if let Some(spec) = HubSpec::parse(spec).filter(|_| !Path::new(spec).exists()) {
+        return spec.repo;
+    }
+    // `.` and `..` have a name only in full; a link has the better one itself, in the hub's cache the only one.
+    let has_name = path.components().next_back().is_some_and(|part| matches!(part, Component::Normal(_)));
+    let full = if has_name { path.to_owned() } else { path.canonicalize().unwrap_or_else(|_| path.to_owned()) };
     let name = full.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let stem = if full.is_file() { name.strip_suffix(".gguf").unwrap_or(&name) } else { &name };
     if stem.is_empty() { "model".to_owned() } else { stem.to_owned() }
@@ -231,6 +257,13 @@ mod tests {
         assert_eq!(default_name("x", &file), "tiny.Q8_0");
         assert_eq!(default_name("x", &folder), "my-model");
         assert_eq!(default_name("x", &folder.join("..").join("my-model")), "my-model");
+        assert_eq!(default_name("org/name:q4_0", &file), "org/name");
+        #[cfg(unix)]
+        {
+            let link = dir.path().join("linked.gguf");
+            std::os::unix::fs::symlink(&file, &link).unwrap();
+            assert_eq!(default_name("x", &link), "linked");
+        }
         assert_eq!(default_name("demo", Path::new("/data/demo-123")), "demo");
     }
 

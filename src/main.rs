@@ -4,10 +4,10 @@ use clap::Parser;
 use std::io::{Write, stderr, stdout};
 use std::process::ExitCode;
 use tokenmill::bench::{self, BenchOptions};
-use tokenmill::cli::{BenchArgs, Cli, Command, InspectArgs, ServeArgs, SynthArgs};
+use tokenmill::cli::{BenchArgs, Cli, Command, InspectArgs, PullArgs, ServeArgs, SynthArgs};
 use tokenmill::config::{ByteSize, Config, ConfigError};
 use tokenmill::inspect;
-use tokenmill::loading::{load_options, resolve};
+use tokenmill::loading::{self, LoadFailure, load_options, resolve};
 use tokenmill::startup::{self, StartError};
 use tokenmill::synth::{SynthOptions, synth};
 
@@ -19,6 +19,7 @@ const FAILURE: u8 = 1;
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(args) => serve(&args),
+        Command::Pull(args) => pull(&args),
         Command::Synth(args) => write_synthetic(args),
         Command::Bench(args) => measure(&args),
         Command::Inspect(args) => describe(&args),
@@ -39,6 +40,16 @@ fn serve(args: &ServeArgs) -> anyhow::Result<()> {
         StartError::Config(error) => error.into(),
         error => error.into(),
     })
+}
+
+fn pull(args: &PullArgs) -> anyhow::Result<()> {
+    let config = Config::load(None, args.overrides()?)?;
+    let path = loading::pull(&config, &args.model).map_err(|failure| match failure {
+        LoadFailure::Config(error) => anyhow::Error::from(error),
+        failure => failure.into(),
+    })?;
+    writeln!(stdout(), "{}", path.display())?;
+    Ok(())
 }
 
 fn write_synthetic(args: SynthArgs) -> anyhow::Result<()> {
