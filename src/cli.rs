@@ -29,6 +29,52 @@ pub enum Command {
     Bench(BenchArgs),
     /// Say what a model's files hold and what serving it takes
     Inspect(InspectArgs),
+    /// Talk to a running server, or answer one prompt in a pipe
+    Chat(ChatArgs),
+    /// Print what a shell needs to complete this program's commands
+    Completions {
+        /// Which
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page of this program or of one of its commands
+    Man {
+        /// A command of this program
+        command: Option<String>,
+        /// Write all pages into this folder instead
+        #[arg(long, value_name = "FOLDER", conflicts_with = "command")]
+        dir: Option<PathBuf>,
+    },
+}
+
+/// Flags of `tokenmill chat`.
+#[derive(Debug, Args)]
+pub struct ChatArgs {
+    /// Where the server listens
+    #[arg(long, default_value = "http://127.0.0.1:8000")]
+    pub url: String,
+    /// Model to talk to [default: the first that the server lists]
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// System message
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Go on with the conversation in this file, and keep it there
+    #[arg(long, value_name = "FILE")]
+    pub session: Option<PathBuf>,
+    /// Sampling temperature [default: the server's]
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f64>,
+    /// Longest answer, in tokens [default: the server's]
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<u32>,
+    /// Show time to first token and tokens/s after each answer
+    #[arg(long)]
+    pub stats: bool,
+    /// File with the API key [default: the variable `TOKENMILL_API_KEY`]
+    #[arg(long, value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// Ask only this, then leave; what is piped in comes after it
+    pub prompt: Option<String>,
 }
 
 /// Flags of `tokenmill pull`.

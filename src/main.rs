@@ -2,14 +2,17 @@
 
 use clap::Parser;
 use std::io::{Write, stderr, stdout};
+use std::path::Path;
 use std::process::ExitCode;
 use tokenmill::bench::{self, BenchOptions};
 use tokenmill::cli::{BenchArgs, Cli, Command, InspectArgs, PullArgs, ServeArgs, SynthArgs};
+use tokenmill::completions::{write_completions, write_page, write_pages};
 use tokenmill::config::{ByteSize, Config, ConfigError};
 use tokenmill::inspect;
 use tokenmill::loading::{self, LoadFailure, load_options, resolve};
 use tokenmill::startup::{self, StartError};
 use tokenmill::synth::{SynthOptions, synth};
+use tokenmill::terminal;
 
 /// Bad settings or arguments; the code that clap uses too.
 const USAGE: u8 = 2;
@@ -23,6 +26,9 @@ fn main() -> ExitCode {
         Command::Synth(args) => write_synthetic(args),
         Command::Bench(args) => measure(&args),
         Command::Inspect(args) => describe(&args),
+        Command::Chat(args) => terminal::run(&args).map_err(Into::into),
+        Command::Completions { shell } => write_completions(shell, &mut stdout().lock()).map_err(Into::into),
+        Command::Man { command, dir } => write_manual(command.as_deref(), dir.as_deref()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -49,6 +55,13 @@ fn pull(args: &PullArgs) -> anyhow::Result<()> {
         failure => failure.into(),
     })?;
     writeln!(stdout(), "{}", path.display())?;
+    Ok(())
+}
+
+fn write_manual(command: Option<&str>, dir: Option<&Path>) -> anyhow::Result<()> {
+    let Some(dir) = dir else { return Ok(write_page(command, &mut stdout().lock())?) };
+    let num_pages = write_pages(dir).map_err(|error| anyhow::anyhow!("cannot write to {}: {error}", dir.display()))?;
+    writeln!(stdout(), "{num_pages} pages in {}", dir.display())?;
     Ok(())
 }
 

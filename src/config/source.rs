@@ -15,6 +15,8 @@ const ENV_PREFIX: &str = "TOKENMILL_";
 
 /// The environment's `--config`.
 pub(super) const CONFIG_FILE_VARIABLE: &str = "TOKENMILL_CONFIG";
+/// Variables of ours that are no settings: that one, and the key that clients send.
+const NO_SETTINGS: [&str; 2] = [CONFIG_FILE_VARIABLE, crate::terminal::API_KEY_VARIABLE];
 
 /// What is wrong with the settings, in one line.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -134,7 +136,7 @@ impl Overrides {
         let ours: BTreeMap<String, OsString> = variables
             .filter_map(|(name, value)| name.into_string().ok().map(|name| (name, value)))
             .filter(|(name, value)| {
-                name.starts_with(ENV_PREFIX) && name != CONFIG_FILE_VARIABLE && !is_service_link(name, value)
+                name.starts_with(ENV_PREFIX) && !NO_SETTINGS.contains(&name.as_str()) && !is_service_link(name, value)
             })
             .collect();
         let mut settings = Vec::new();
