@@ -157,6 +157,7 @@ impl Load {
             if self.give_up_at.is_some_and(is_hopeless) {
                 // What is in flight is dropped with `sending`.
                 outcome.was_given_up = true;
+                outcome.seconds = Instant::now().saturating_duration_since(count_from).min(self.counted).as_secs_f64();
                 return outcome;
             }
         }

@@ -95,6 +95,8 @@ async fn a_hopeless_run_is_given_up_early() {
     let begun = Instant::now();
     let outcome = run(&load, ModelServer::serial(Duration::from_millis(50)), &workload("1")).await;
     assert!(outcome.was_given_up && begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    let rate = outcome.finished.requests as f64 / outcome.seconds;
+    assert!((rate - 20.0).abs() < 2.0, "throughput is of the time that was run: {rate}");
     let fast = ModelServer::serial(Duration::from_millis(5));
     assert!(!run(&load, fast, &workload("1")).await.was_given_up);
     let failing = ModelServer { fail_every: 7, ..ModelServer::serial(Duration::from_millis(5)) };

@@ -9,7 +9,7 @@ use super::page::escape;
 /// Size of the drawing, and of the plot in it, in its own units.
 const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 262.0;
-const LEFT: f64 = 64.0;
+const LEFT: f64 = 72.0;
 const RIGHT: f64 = 408.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 208.0;

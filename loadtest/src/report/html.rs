@@ -102,6 +102,8 @@ impl View<'_> {
             for (i, (name, cells)) in rows.iter().enumerate() {
                 let label = escape(&load.to_string());
                 let class = if i == 0 { " class=\"group\"" } else { "" };
+                let is_early = self.run(name, *load).is_some_and(|run| run.was_given_up);
+                let label = label.clone() + if is_early { " (ended early)" } else { "" };
                 write!(html, "<tr{class}><th scope=\"row\">{label}</th><td>{}</td>", escape(name)).expect("fits");
                 for (column, cell) in cells.iter().enumerate() {
                     let others = rows.iter().map(|(_, cells)| &cells[column]);
@@ -152,7 +154,7 @@ impl View<'_> {
                 let runs =
                     self.loads.iter().enumerate().filter_map(|(i, load)| Some((i, self.run(&target.name, *load)?)));
                 let points = runs.filter_map(|(i, run)| {
-                    let y = figure(run)?;
+                    let y = whole(run, *figure)?;
                     Some(Point { x: i as f64, y, text: format!("{}: {} {unit}", run.label, number(y)), has_mark: true })
                 });
                 let name = format!("{} {figure_name}", target.name).trim_end().to_owned();
@@ -160,7 +162,7 @@ impl View<'_> {
             }
         }
         for (load, run) in self.loads.iter().flat_map(|load| self.runs_at(*load).map(move |(_, run)| (load, run))) {
-            let figures = figures.iter().map(|(_, figure)| figure(run).map_or_else(|| "–".to_owned(), number));
+            let figures = figures.iter().map(|(_, figure)| whole(run, *figure).map_or_else(|| "–".to_owned(), number));
             chart.table.rows.push([load.to_string(), run.target.clone()].into_iter().chain(figures).collect());
         }
         chart
@@ -412,6 +414,11 @@ type CourseFigure = fn(&CoursePoint) -> f64;
 /// One percentile of a turn.
 type TurnFigure = fn(&Percentiles) -> f64;
 
+/// A figure of a run that went to its end; others tell of the time before the queue grew.
+fn whole(run: &Run, figure: Figure) -> Option<f64> {
+    figure(run).filter(|_| !run.was_given_up)
+}
+
 /// A latency, if there is any.
 fn answered(run: &Run, ms: f64) -> Option<f64> {
     (run.num_answered > 0).then_some(ms)
@@ -432,10 +439,12 @@ struct Cell {
 
 impl Cell {
     fn class<'a>(&'a self, all: impl Iterator<Item = &'a Self>, num_rows: usize) -> &'static str {
-        let best = all.filter_map(|cell| cell.rank).fold(f64::NEG_INFINITY, f64::max);
+        let ranks: Vec<f64> = all.filter_map(|cell| cell.rank).collect();
+        let best = ranks.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let differ = ranks.iter().any(|rank| *rank < best);
         match self.rank {
             _ if self.is_bad => " class=\"bad\"",
-            Some(rank) if num_rows > 1 && rank >= best => " class=\"best\"",
+            Some(rank) if num_rows > 1 && differ && rank >= best => " class=\"best\"",
             _ => "",
         }
     }
