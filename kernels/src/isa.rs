@@ -20,6 +20,15 @@ pub(crate) enum Level {
     /// AVX-512 F, BW, DQ, VL and VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
+    /// What every aarch64 CPU has.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// NEON with dot products of bytes.
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
+    /// NEON with dot products and products of matrices of bytes.
+    #[cfg(target_arch = "aarch64")]
+    NeonI8mm,
 }
 
 impl Isa {
@@ -37,7 +46,7 @@ impl Isa {
         detected().first().copied().unwrap_or(Isa::SCALAR)
     }
 
-    /// The instruction set called `name` (`scalar`, `avx2`, `avx512vnni`), if this CPU has it.
+    /// The instruction set called `name` (`scalar`, `avx2`, `avx512vnni`, `neon`, `neon-dotprod`, `neon-i8mm`), if this CPU has it.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Isa> {
         Isa::available().find(|isa| isa.name() == name)
@@ -52,6 +61,12 @@ impl Isa {
             Level::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Vnni => "avx512vnni",
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonDot => "neon-dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonI8mm => "neon-i8mm",
         }
     }
 
@@ -85,7 +100,25 @@ fn detected() -> &'static [Isa] {
     })
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+fn detected() -> &'static [Isa] {
+    use std::arch::is_aarch64_feature_detected as has;
+    use std::sync::OnceLock;
+    static FOUND: OnceLock<Vec<Isa>> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let mut found = Vec::new();
+        if has!("dotprod") && has!("i8mm") {
+            found.push(Isa(Level::NeonI8mm));
+        }
+        if has!("dotprod") {
+            found.push(Isa(Level::NeonDot));
+        }
+        found.push(Isa(Level::Neon));
+        found
+    })
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn detected() -> &'static [Isa] {
     &[]
 }

@@ -29,6 +29,10 @@ pub fn int8_gops(isa: Isa, pool: &Pool) -> f64 {
         Level::Avx2 => 2 * 32,
         #[cfg(target_arch = "x86_64")]
         Level::Avx512Vnni => 2 * 64,
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon | Level::NeonDot => 2 * 16,
+        #[cfg(target_arch = "aarch64")]
+        Level::NeonI8mm => 2 * 32,
     };
     let dots = |count| match isa.level() {
         Level::Scalar => scalar_dots(count),
@@ -38,6 +42,15 @@ pub fn int8_gops(isa: Isa, pool: &Pool) -> f64 {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an `Isa` of this level exists only if the CPU has these features.
         Level::Avx512Vnni => unsafe { x86::avx512_dots(count) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: every aarch64 CPU has NEON.
+        Level::Neon => unsafe { aarch64::widening_dots(count) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: an `Isa` of this level exists only if the CPU has these features.
+        Level::NeonDot => unsafe { aarch64::dots(count) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: an `Isa` of this level exists only if the CPU has these features.
+        Level::NeonI8mm => unsafe { aarch64::squares(count) },
     };
     let best = fastest(|| {
         pool.run(|_| {
@@ -143,6 +156,37 @@ mod x86 {
         black_box(sums);
         0
     }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64 {
+    use std::arch::aarch64::{int8x16_t, int32x4_t, vaddvq_s32, vdupq_n_s8, vdupq_n_s32};
+    use std::hint::black_box;
+
+    use crate::matmul::neon::{dot, dot_2x2, dot_widening};
+
+    /// Chains under way, so that none waits for its own last result.
+    const CHAINS: u64 = 16;
+
+    macro_rules! chains {
+        ($name:ident, $features:literal, $dot:path) => {
+            #[target_feature(enable = $features)]
+            pub(super) fn $name(count: u64) -> i32 {
+                let (a, b): (int8x16_t, int8x16_t) = (vdupq_n_s8(black_box(3)), vdupq_n_s8(black_box(5)));
+                let mut sums: [int32x4_t; CHAINS as usize] = [vdupq_n_s32(0); CHAINS as usize];
+                for _ in 0..count / CHAINS {
+                    for sum in &mut sums {
+                        *sum = $dot(*sum, a, b);
+                    }
+                }
+                sums.into_iter().fold(0, |total, sum| total.wrapping_add(vaddvq_s32(sum)))
+            }
+        };
+    }
+
+    chains!(widening_dots, "neon", dot_widening);
+    chains!(dots, "neon,dotprod", dot);
+    chains!(squares, "neon,i8mm", dot_2x2);
 }
 
 #[cfg(test)]

@@ -9,6 +9,9 @@ pub(super) type QuantizeRow = fn(&[f32], &mut RowUnits<'_, Int8Unit>);
 pub(super) fn quantize_row(isa: Isa) -> QuantizeRow {
     match isa.level() {
         Level::Scalar => quantize_units,
+        // Compiled for NEON anyway.
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon | Level::NeonDot | Level::NeonI8mm => quantize_units,
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an `Isa` of this level exists only if the CPU has these features.
         Level::Avx2 => |values, units| unsafe { quantize_units_avx2(values, units) },

@@ -20,6 +20,14 @@ mod avx512_float;
 mod avx512_int8;
 mod dispatch;
 mod job;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_float;
+#[cfg(target_arch = "aarch64")]
+mod neon_int8;
+#[cfg(target_arch = "aarch64")]
+mod neon_units;
 mod packed;
 mod scalar;
 mod super_units;

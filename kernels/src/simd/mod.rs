@@ -8,6 +8,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 use crate::isa::{Isa, Level};
@@ -94,6 +96,8 @@ pub(crate) fn dispatch<T: Task>(isa: Isa, task: T) -> T::Output {
             let simd = unsafe { avx512::Avx512::new() };
             simd.call(task)
         }
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon | Level::NeonDot | Level::NeonI8mm => neon::Neon.call(task),
     }
 }
 

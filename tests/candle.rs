@@ -4,7 +4,8 @@
 //! model's context allows, cut into chunks on our side, and every logit of the last token is compared.
 #![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
-mod common;
+#[path = "../models/tests/common/drive.rs"]
+mod drive;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -12,7 +13,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::{llama, qwen2, qwen3};
-use common::drive::{Driver, options};
+use drive::{Driver, options};
 use serde_json::{Value, json};
 use tokenmill_models::runner::ModelRunner;
 use tokenmill_models::{LoadOptions, Quantize, load};
@@ -104,7 +105,7 @@ fn compare(folder: &Path, lengths: &[usize]) {
 
 #[test]
 fn the_demo_model_at_every_length() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/model");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/model");
     compare(&folder, &[1, 2, 63, 64, 65, 257, 1000, 2500]);
 }
 
