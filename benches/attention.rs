@@ -64,8 +64,16 @@ impl Layer {
         for layer in 0..num_layers {
             for block in 0..num_blocks as u32 {
                 let slots: Vec<Slot> = (0..64).map(|offset| Slot { block, offset }).collect();
-                let params =
-                    QkvParams { heads, q_norm: None, k_norm: None, eps: 1e-6, rope: &rope, slots: &slots, layer };
+                let params = QkvParams {
+                    heads,
+                    q_norm: None,
+                    k_norm: None,
+                    eps: 1e-6,
+                    clip: None,
+                    rope: Some(&rope),
+                    slots: &slots,
+                    layer,
+                };
                 prepare_qkv(&pool, isa, &mut qkv, &params, &mut kv);
             }
         }
@@ -79,7 +87,8 @@ impl Layer {
     fn attend(&mut self, isa: Isa, seqs: &[AttentionSeq], layer: usize) {
         let num_tokens = seqs.iter().map(|seq| seq.tokens.len()).sum::<usize>();
         let heads = self.heads;
-        let params = AttentionParams { heads, scale: 0.125, seqs, block_tables: &self.tables, layer };
+        let (window, softcap) = (None, None);
+        let params = AttentionParams { heads, scale: 0.125, window, softcap, seqs, block_tables: &self.tables, layer };
         let out = &mut self.out[..num_tokens * heads.num_heads * heads.head_dim];
         let qkv = &self.qkv[..num_tokens * heads.qkv_len()];
         attend(&self.pool, isa, qkv, &params, &self.kv, &mut self.scratch, out);

@@ -3,7 +3,7 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
 use tokenmill_kernels::isa::Isa;
-use tokenmill_models::runner::{Batch, Geometry, SeqId, TokenId};
+use tokenmill_models::runner::{Batch, ContextRules, Geometry, SeqId, TokenId};
 use tokenmill_scheduler::kv_cache::PrefixCache;
 use tokenmill_scheduler::request::{Disconnected, EventSink, Request, SamplingParams, SeqEvent};
 use tokenmill_scheduler::sampling::rng::Rng;
@@ -20,6 +20,7 @@ const GEOMETRY: Geometry = Geometry {
     max_logits_rows: 32,
     max_model_len: 8192,
     vocab_size: 151_936,
+    context: ContextRules::PLAIN,
 };
 const POLICY: Policy = Policy {
     max_waiting: 64,

@@ -302,6 +302,7 @@ impl Bench {
             blocks: first_block..index(batch.block_tables.len()),
             context_len: positions.end,
             num_logits: u32::from(wants_logits),
+            is_long: geometry.context.is_long(positions.end),
         });
     }
 }

@@ -98,7 +98,7 @@ fn describe(report: &mut Map<String, Value>, model: &OpenModel, path: &Path) {
     set("family", json!(model.family.name));
     set("architecture", json!(model.architecture));
     set("parameters", json!(spec.num_params()));
-    set("layers", json!(spec.num_layers));
+    set("layers", json!(spec.num_layers()));
     set("hidden_size", json!(spec.hidden_dim));
     set("intermediate_size", json!(spec.ffn_dim));
     set("attention_heads", json!(spec.num_heads));
@@ -107,6 +107,13 @@ fn describe(report: &mut Map<String, Value>, model: &OpenModel, path: &Path) {
     set("vocabulary", json!(spec.vocab_size));
     set("positions", json!(spec.max_position_embeddings));
     set("rope", json!(describe_rope(spec)));
+    if let Some(experts) = spec.experts {
+        set("experts", json!(format!("{} of {} per token", experts.num_active, experts.num_experts)));
+    }
+    if let Some(window) = spec.layers.iter().find_map(|layer| layer.window) {
+        let num_windowed = spec.layers.iter().filter(|layer| layer.window.is_some()).count();
+        set("window", json!(format!("{window} tokens in {num_windowed} of {} layers", spec.num_layers())));
+    }
     set("tied_embeddings", json!(spec.tie_embeddings));
     set("end_tokens", json!(model.eos_token_ids));
     set("bos_token", json!(model.bos_token_id));
@@ -115,16 +122,19 @@ fn describe(report: &mut Map<String, Value>, model: &OpenModel, path: &Path) {
 }
 
 fn describe_rope(spec: &DecoderSpec) -> String {
-    let scaling = match &spec.rope.scaling {
+    let scaling = match &spec.ropes[0].scaling {
         RopeScaling::Default => "not scaled".to_owned(),
         RopeScaling::Linear { factor } => format!("linear, factor {factor}"),
         RopeScaling::Llama3 { factor, original_len, .. } => {
             format!("llama3, factor {factor} of {original_len} positions")
         }
         RopeScaling::Yarn { factor, original_len, .. } => format!("yarn, factor {factor} of {original_len} positions"),
+        RopeScaling::LongRope { original_len, .. } => {
+            format!("longrope, two sets of frequencies around {original_len}")
+        }
         RopeScaling::Divisors(_) => "scaled by rope_freqs.weight".to_owned(),
     };
-    format!("theta {}, {scaling}", spec.rope.theta)
+    format!("theta {}, {scaling}", spec.ropes[0].theta)
 }
 
 /// What the tokenizer is made of.

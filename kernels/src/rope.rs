@@ -8,6 +8,8 @@ use crate::aligned::AlignedVec;
 /// Cosines and sines for the tokens of one step. Sized once.
 pub struct RopeTable {
     inv_freq: Vec<f32>,
+    /// Empty unless long contexts have frequencies of their own.
+    long_inv_freq: Vec<f32>,
     attention_factor: f32,
     max_tokens: usize,
     num_tokens: usize,
@@ -24,7 +26,19 @@ impl RopeTable {
     pub fn new(max_tokens: usize, inv_freq: &[f32], attention_factor: f32) -> Self {
         let len = max_tokens * inv_freq.len();
         let (cos, sin) = (AlignedVec::zeroed(len), AlignedVec::zeroed(len));
-        Self { inv_freq: inv_freq.to_vec(), attention_factor, max_tokens, num_tokens: 0, cos, sin }
+        let (inv_freq, long_inv_freq) = (inv_freq.to_vec(), Vec::new());
+        Self { inv_freq, long_inv_freq, attention_factor, max_tokens, num_tokens: 0, cos, sin }
+    }
+
+    /// Gives long contexts frequencies of their own, `[rotary_dim / 2]`; see [`RopeTable::set_long`].
+    ///
+    /// # Panics
+    /// When there are not as many as of the others.
+    #[must_use]
+    pub fn with_long(mut self, inv_freq: Vec<f32>) -> Self {
+        assert_eq!(inv_freq.len(), self.inv_freq.len(), "as many frequencies for long contexts as for short ones");
+        self.long_inv_freq = inv_freq;
+        self
     }
 
     /// Fills the table for tokens at `positions`.
@@ -34,11 +48,28 @@ impl RopeTable {
     pub fn set_positions(&mut self, positions: &[u32]) {
         assert!(positions.len() <= self.max_tokens, "{} positions, room for {}", positions.len(), self.max_tokens);
         self.num_tokens = positions.len();
+        self.fill(0, positions, false);
+    }
+
+    /// Fills the rows from `first_token` on once more, with the frequencies of long contexts. Does nothing if there are
+    /// none.
+    ///
+    /// # Panics
+    /// When they are more than [`RopeTable::set_positions`] was given.
+    pub fn set_long(&mut self, first_token: usize, positions: &[u32]) {
+        assert!(first_token + positions.len() <= self.num_tokens, "tokens beyond {}", self.num_tokens);
+        if !self.long_inv_freq.is_empty() {
+            self.fill(first_token, positions, true);
+        }
+    }
+
+    fn fill(&mut self, first_token: usize, positions: &[u32], is_long: bool) {
         let half = self.inv_freq.len();
-        for (token_idx, position) in positions.iter().enumerate() {
+        let frequencies = if is_long { &self.long_inv_freq } else { &self.inv_freq };
+        for (token_idx, position) in (first_token..).zip(positions) {
             let row = token_idx * half..(token_idx + 1) * half;
             let (cos, sin) = (&mut self.cos[row.clone()], &mut self.sin[row]);
-            for (i, inv_freq) in self.inv_freq.iter().enumerate() {
+            for (i, inv_freq) in frequencies.iter().enumerate() {
                 let angle = inv_freq * *position as f32;
                 let (sine, cosine) = f64::from(angle).sin_cos();
                 cos[i] = cosine as f32 * self.attention_factor;
@@ -133,5 +164,14 @@ mod tests {
         let mut table = RopeTable::new(1, &[0.0, 0.0], 1.25);
         table.set_positions(&[17]);
         assert_eq!(table.row(0), (&[1.25, 1.25][..], &[0.0, 0.0][..]));
+    }
+
+    #[test]
+    fn long_contexts_have_their_own_frequencies() {
+        let mut table = RopeTable::new(3, &[0.5], 1.0).with_long(vec![0.25]);
+        table.set_positions(&[1, 2, 4]);
+        table.set_long(1, &[2, 4]);
+        let cosines: Vec<f32> = (0..3).map(|token_idx| table.row(token_idx).0[0]).collect();
+        assert_eq!(cosines, [0.5_f64, 0.5, 1.0].map(|angle| angle.cos() as f32));
     }
 }

@@ -57,10 +57,20 @@ impl Layer {
         let isa = Isa::best();
         self.rope.set_positions(positions);
         let qkv = &mut self.qkv[..positions.len() * HEADS.qkv_len()];
-        let params =
-            QkvParams { heads: HEADS, q_norm: None, k_norm: None, eps: 1e-6, rope: &self.rope, slots, layer: 0 };
+        let params = QkvParams {
+            heads: HEADS,
+            q_norm: None,
+            k_norm: None,
+            eps: 1e-6,
+            clip: None,
+            rope: Some(&self.rope),
+            slots,
+            layer: 0,
+        };
         prepare_qkv(&self.pool, isa, qkv, &params, &mut self.kv);
-        let params = AttentionParams { heads: HEADS, scale: 0.2, seqs, block_tables: tables, layer: 0 };
+        let (window, softcap) = (Some(50), None);
+        let params =
+            AttentionParams { heads: HEADS, scale: 0.2, window, softcap, seqs, block_tables: tables, layer: 0 };
         let out = &mut self.out[..positions.len() * 192];
         attend(&self.pool, isa, qkv, &params, &self.kv, &mut self.scratch, out);
         rms_norm(&self.pool, isa, out, RowSelect::Rows(&[0]), &[1.0; 192], 1e-6, &mut self.normed);

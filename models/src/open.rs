@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::error::LoadError;
-use crate::families::config::{GgufConfig, HfConfig};
+use crate::families::gguf::GgufConfig;
+use crate::families::hf::HfConfig;
 use crate::families::{Family, TensorNames, find_gguf, find_hf};
 use crate::runner::TokenId;
 use crate::spec::DecoderSpec;

@@ -15,6 +15,11 @@ pub struct SeqId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockId(pub u32);
 
+impl BlockId {
+    /// In a block table: a block that was given back because no token will reach it again.
+    pub const LEFT_BEHIND: Self = Self(u32::MAX);
+}
+
 /// Sizes fixed when a runner is built. Everything is preallocated from these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
@@ -32,6 +37,34 @@ pub struct Geometry {
     pub max_model_len: u32,
     /// Entries of a row of logits.
     pub vocab_size: u32,
+    /// How K and V hang on the context.
+    pub context: ContextRules,
+}
+
+/// How the K and V of a sequence hang on its context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContextRules {
+    /// A token reads K and V of itself and of the `window - 1` tokens before it at most; of its whole context if `None`.
+    pub window: Option<u32>,
+    /// Sequences of more tokens than this have other K and V, from their first token on; see [`BatchSeq::is_long`].
+    pub switch_len: Option<u32>,
+}
+
+impl ContextRules {
+    /// Every token reads its whole context, which is computed once.
+    pub const PLAIN: Self = Self { window: None, switch_len: None };
+
+    /// First position whose K and V the token at `position` reads.
+    #[must_use]
+    pub fn first_reached(&self, position: u32) -> u32 {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    /// Whether a sequence of `num_tokens` tokens has the K and V of long ones.
+    #[must_use]
+    pub fn is_long(&self, num_tokens: u32) -> bool {
+        self.switch_len.is_some_and(|switch_len| num_tokens > switch_len)
+    }
 }
 
 impl Geometry {
@@ -75,13 +108,17 @@ pub struct BatchSeq {
     pub id: SeqId,
     /// Into `tokens`; length 1 is a decode, more a prefill chunk.
     pub tokens: Range<u32>,
-    /// Into `block_tables`; covers positions `0..context_len`.
+    /// Into `block_tables`; covers positions `0..context_len`. Blocks that no token of the slice reaches may be
+    /// [`BlockId::LEFT_BEHIND`].
     pub blocks: Range<u32>,
     /// Tokens in the KV cache after this step.
     pub context_len: u32,
     /// Rows of logits wanted, for the last `num_logits` tokens of the slice: 0 for all but a prompt's last chunk, 1 to
     /// sample, more for the log-probabilities of a prompt.
     pub num_logits: u32,
+    /// Whether the sequence, prompt and output so far, is longer than [`ContextRules::switch_len`]. All K and V in its
+    /// blocks were computed with the same answer.
+    pub is_long: bool,
 }
 
 impl Batch {
@@ -174,7 +211,7 @@ pub trait ModelRunner: Send {
     /// Carries out `batch.copies`, writes K and V of every token into its slot, and fills `logits` with
     /// [`Batch::num_logits`] rows in batch order.
     ///
-    /// A row depends only on that sequence's tokens, never on who shares the batch or on how its prefill was cut.
+    /// A row depends only on that sequence's tokens and on `is_long`, never on who shares the batch or on how its prefill was cut.
     ///
     /// # Errors
     /// See [`RunnerError`]; nothing about the batch may be assumed then.

@@ -20,11 +20,11 @@ type Share = (u32, u32, u32, u32);
 /// Steps of every kind: chunks with and without logits, decodes, both together, many rows of logits.
 const STEPS: &[&[Share]] = &[
     &[(0, 0, 70, 0)],
-    &[(0, 70, 50, 1), (1, 0, 130, 1)],
-    &[(0, 120, 1, 1), (1, 130, 1, 1), (2, 0, 1, 1)],
-    &[(0, 121, 1, 1), (1, 131, 8, 7), (2, 1, 100, 0)],
+    &[(0, 70, 30, 1), (1, 0, 110, 1)],
+    &[(0, 100, 1, 1), (1, 110, 1, 1), (2, 0, 1, 1)],
+    &[(0, 101, 1, 1), (1, 111, 8, 7), (2, 1, 100, 0)],
     &[(2, 101, 8, 0)],
-    &[(0, 122, 1, 1), (1, 139, 1, 1), (2, 109, 1, 1), (3, 0, 200, 1)],
+    &[(0, 102, 1, 1), (1, 119, 1, 1), (2, 109, 1, 1), (3, 0, 120, 1)],
 ];
 
 fn fill(batch: &mut Batch, shares: &[Share], with_copy: bool) {
@@ -36,7 +36,7 @@ fn fill(batch: &mut Batch, shares: &[Share], with_copy: bool) {
         let end = start + num_tokens;
         let at = |len: usize| u32::try_from(len).unwrap();
         let (first_token, first_block) = (at(batch.tokens.len()), at(batch.block_tables.len()));
-        batch.tokens.extend((*start..end).map(|position| (position * 31 + seq) % 160));
+        batch.tokens.extend((*start..end).map(|position| (position * 31 + seq) % 64));
         batch.positions.extend(*start..end);
         batch.block_tables.extend((0..end.div_ceil(64)).map(|block| BlockId(seq * 4 + block)));
         batch.seqs.push(BatchSeq {
@@ -45,15 +45,22 @@ fn fill(batch: &mut Batch, shares: &[Share], with_copy: bool) {
             blocks: first_block..at(batch.block_tables.len()),
             context_len: end,
             num_logits: *num_logits,
+            is_long: false,
         });
     }
 }
 
 fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    for (name, quantize, num_threads) in
-        [("llama-biased", Quantize::None, 1), ("qwen2-tied", Quantize::Q8_0, 2), ("qwen3-sharded", Quantize::Q4_0, 2)]
-    {
+    for (name, quantize, num_threads) in [
+        ("llama-biased", Quantize::None, 1),
+        ("qwen2-tied", Quantize::Q8_0, 2),
+        ("qwen3-sharded", Quantize::Q4_0, 2),
+        ("olmoe-clipped", Quantize::None, 2),
+        ("mixtral", Quantize::Q8_0, 1),
+        ("gemma3", Quantize::None, 2),
+        ("phi3-longrope", Quantize::None, 1),
+    ] {
         let options = LoadOptions { num_threads, ..options(quantize) };
         let mut runner = load(&root.join(name), &options).unwrap().runner;
         let geometry = runner.geometry();

@@ -16,7 +16,7 @@
 use crate::block_key::{BlockKey, BlockKeyHasher};
 use crate::block_pool::BlockPool;
 use crate::sequence::Sequence;
-use tokenmill_models::runner::{BlockCopy, BlockId, Geometry, TokenId};
+use tokenmill_models::runner::{BlockCopy, BlockId, ContextRules, Geometry, TokenId};
 
 /// There are not enough free blocks; nothing has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,9 @@ pub struct KvCacheManager {
     pool: BlockPool,
     hasher: Option<BlockKeyHasher>,
     block_size: u32,
+    context: ContextRules,
+    /// Blocks that a sequence can make use of at one time.
+    max_held: u32,
     pinned: Vec<BlockId>,
 }
 
@@ -63,6 +66,10 @@ impl KvCacheManager {
             pool: BlockPool::new(geometry.num_blocks, geometry.block_size),
             hasher,
             block_size: geometry.block_size,
+            context: geometry.context,
+            max_held: geometry.context.window.map_or(u32::MAX, |window| {
+                window.saturating_add(geometry.max_batch_tokens).div_ceil(geometry.block_size) + 1
+            }),
             pinned: Vec::with_capacity(geometry.max_batch_seqs as usize),
         }
     }
@@ -91,10 +98,11 @@ impl KvCacheManager {
         self.pool.num_free()
     }
 
-    /// Blocks that `seq` still has to take to hold all its tokens.
+    /// Blocks that `seq` still has to take to hold all its tokens, or as many of them as it needs at one time.
     #[must_use]
     pub fn num_missing(&self, seq: &Sequence) -> u32 {
-        seq.len().div_ceil(self.block_size).saturating_sub(table_len(seq))
+        let enough = seq.num_left_behind.saturating_add(self.max_held);
+        seq.len().div_ceil(self.block_size).min(enough).saturating_sub(table_len(seq))
     }
 
     /// Puts the longest known prefix at the head of an empty block table: full blocks by sharing, the part of one block
@@ -114,17 +122,18 @@ impl KvCacheManager {
             partial = self.pool.find_partial(parent, tokens_of(seq, start, end));
         }
         let num_shared = table_len(seq);
-        let num_revived = seq.blocks.iter().filter(|&&block| self.pool.is_free(block)).count();
+        let num_revived = held(seq).iter().filter(|&&block| self.pool.is_free(block)).count();
         let num_revived = u32::try_from(num_revived).expect("at most the table's length");
         let num_needed = self.num_missing(seq) + num_revived + num_reserved;
         if num_needed > self.pool.num_free() {
             seq.blocks.clear();
+            seq.num_left_behind = 0;
             return Err(OutOfBlocks);
         }
         // The source of a copy is kept besides the sequence's own blocks; without room for it, compute instead.
         let has_room_for = |block| num_needed + u32::from(self.pool.is_free(block)) <= self.pool.num_free();
         let partial = partial.filter(|found| has_room_for(found.block));
-        for &block in &seq.blocks {
+        for &block in held(seq) {
             self.pool.add_ref(block);
         }
         seq.num_published_blocks = num_shared;
@@ -140,21 +149,45 @@ impl KvCacheManager {
         Ok(AttachedPrefix { num_tokens: seq.num_computed_tokens, copy })
     }
 
+    /// Fills the table with known full blocks, as many as leave no gap that the next token would reach. Gaps before are
+    /// blocks that were evicted after every token had left them behind.
     fn find_full_blocks(&self, seq: &mut Sequence) {
         let limit = seq.max_cached_tokens();
+        let (mut unbroken_from, mut num_usable) = (0, 0);
         loop {
             let start = table_len(seq) * self.block_size;
             let end = start + self.block_size;
-            if end > limit {
-                return;
+            if end > limit || (unbroken_from > 0 && self.context.window.is_none()) {
+                break;
             }
             let idx = seq.blocks.len();
             let (parent, key) = (self.key(seq, idx), self.key(seq, idx + 1));
-            let Some(block) = self.pool.find_full(parent, key, tokens_of(seq, start, end)) else {
-                return;
-            };
-            seq.blocks.push(block);
+            let found = self.pool.find_full(parent, key, tokens_of(seq, start, end));
+            seq.blocks.push(found.unwrap_or(BlockId::LEFT_BEHIND));
+            if found.is_none() {
+                unbroken_from = end;
+            } else if unbroken_from <= self.context.first_reached(end) {
+                num_usable = table_len(seq);
+            }
         }
+        seq.blocks.truncate(num_usable as usize);
+        seq.num_left_behind = self.num_unreached(num_usable * self.block_size);
+        seq.blocks[..seq.num_left_behind as usize].fill(BlockId::LEFT_BEHIND);
+    }
+
+    /// Blocks at the head of a table that neither the token at `position` nor a later one reaches.
+    fn num_unreached(&self, position: u32) -> u32 {
+        self.context.first_reached(position) / self.block_size
+    }
+
+    /// Gives back the blocks that no token still to compute reaches. What they hold stays for reuse until they are needed.
+    pub fn leave_behind(&mut self, seq: &mut Sequence) {
+        let num_unreached = self.num_unreached(seq.num_computed_tokens);
+        for block_idx in seq.num_left_behind..num_unreached {
+            let block = std::mem::replace(&mut seq.blocks[block_idx as usize], BlockId::LEFT_BEHIND);
+            self.pool.release(block);
+        }
+        seq.num_left_behind = num_unreached.max(seq.num_left_behind);
     }
 
     /// Extends the block table to cover `num_tokens`.
@@ -222,10 +255,11 @@ impl KvCacheManager {
     /// Takes all blocks back without offering anything new: what the last step wrote is in doubt.
     pub fn discard(&mut self, seq: &mut Sequence) {
         // The end of a prefix is useless without its start, so it is to be evicted first.
-        for &block in seq.blocks.iter().rev() {
+        for &block in held(seq).iter().rev() {
             self.pool.release(block);
         }
         seq.blocks.clear();
+        seq.num_left_behind = 0;
         seq.num_computed_tokens = 0;
         seq.num_published_blocks = 0;
     }
@@ -242,7 +276,9 @@ impl KvCacheManager {
     fn key(&self, seq: &mut Sequence, idx: usize) -> BlockKey {
         let hasher = self.hasher.as_ref().expect("keys are asked for only with a prefix cache");
         if seq.keys.is_empty() {
-            seq.keys.push(hasher.root(seq.salt));
+            let root = hasher.root(seq.salt);
+            // Long sequences have other K and V for the same tokens.
+            seq.keys.push(if seq.is_long { hasher.child(root, &[]) } else { root });
         }
         while seq.keys.len() <= idx {
             let block_idx = u32::try_from(seq.keys.len() - 1).expect("at most the table's length");
@@ -264,10 +300,11 @@ impl KvCacheManager {
         for seq in live {
             let num_needed = seq.num_computed_tokens.div_ceil(self.block_size);
             assert!(table_len(seq) >= num_needed, "sequence {} has computed more than its blocks hold", seq.id.0);
-            for block in &seq.blocks {
+            for block in held(seq) {
                 let (count, salt) = &mut users[block.0 as usize];
                 *count += 1;
-                assert_eq!(*salt.get_or_insert(seq.salt), seq.salt, "block {} is shared across salts", block.0);
+                let whose = (seq.salt, seq.is_long);
+                assert_eq!(*salt.get_or_insert(whose), whose, "block {} is shared across salts", block.0);
             }
         }
         for block in &self.pinned {
@@ -278,6 +315,11 @@ impl KvCacheManager {
             assert_eq!(self.pool.ref_count(block), count, "users of block {idx}");
         }
     }
+}
+
+/// The blocks of a table that the sequence uses.
+fn held(seq: &Sequence) -> &[BlockId] {
+    &seq.blocks[seq.num_left_behind as usize..]
 }
 
 fn table_len(seq: &Sequence) -> u32 {

@@ -332,6 +332,7 @@ impl Scheduler {
             }
             seq.num_computed_tokens = slice.context_len;
             self.kv.commit(seq);
+            self.kv.leave_behind(seq);
             match sampled {
                 Sampled::Nothing if seq.num_pending_tokens() == 0 => {
                     seq.end = Some(End::Finished(FinishReason::Length));
@@ -342,6 +343,10 @@ impl Scheduler {
                     seq.tokens.push(id);
                     seq.emit(SeqEvent::Token { id, logprobs });
                     seq.end = finish_reason(seq, id).map(End::Finished);
+                    if seq.end.is_none() && self.geometry.context.is_long(seq.len()) != seq.is_long {
+                        self.kv.free(seq);
+                        seq.become_long();
+                    }
                 }
                 Sampled::Failed(_) => unreachable!("handled above"),
             }
@@ -439,6 +444,7 @@ fn push_slice(seq: &Sequence, geometry: &Geometry, batch: &mut Batch) {
         blocks: first_block..len_u32(&batch.block_tables),
         context_len,
         num_logits: seq.num_scheduled_rows,
+        is_long: seq.is_long,
     });
 }
 

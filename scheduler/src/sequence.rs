@@ -1,6 +1,7 @@
 //! [`Sequence`]: one request on its way through the engine.
 //!
-//! Invariant: K and V of the first `num_computed_tokens` tokens stand in `blocks`, in order. Owned by the scheduler,
+//! Invariant: K and V of the first `num_computed_tokens` tokens stand in `blocks`, in order, except those in blocks that
+//! were left behind. Owned by the scheduler,
 //! in `waiting` or in `running`.
 
 use crate::block_key::BlockKey;
@@ -29,8 +30,12 @@ pub struct Sequence {
     /// Tokens and rows of logits planned for the current step.
     pub(crate) num_scheduled_tokens: u32,
     pub(crate) num_scheduled_rows: u32,
-    /// Block table; append-only while the sequence runs.
+    /// Block table; append-only while the sequence runs, but for blocks that are left behind.
     pub(crate) blocks: Vec<BlockId>,
+    /// Blocks at the head of the table that were given back because no token will reach them again.
+    pub(crate) num_left_behind: u32,
+    /// Whether the K and V in `blocks` are those of a long sequence.
+    pub(crate) is_long: bool,
     /// `keys[i]` names the tokens before block `i`; computed when first needed, `keys[0]` is the salt's root.
     pub(crate) keys: Vec<BlockKey>,
     /// Full blocks at the head of the table whose contents have been offered for reuse.
@@ -68,6 +73,8 @@ impl Sequence {
             num_scheduled_tokens: 0,
             num_scheduled_rows: 0,
             blocks: Vec::new(),
+            num_left_behind: 0,
+            is_long: geometry.context.is_long(num_prompt_tokens),
             keys: Vec::new(),
             num_published_blocks: 0,
             num_prompt_logprobs_sent: 0,
@@ -140,6 +147,15 @@ impl Sequence {
             (true, 0) => (num_tokens.saturating_sub(1), 0),
             (true, _) => (num_tokens, 1),
         }
+    }
+
+    /// The sequence has outgrown [`ContextRules::switch_len`]: its K and V, which have been given back, are to be computed
+    /// anew.
+    ///
+    /// [`ContextRules::switch_len`]: tokenmill_models::runner::ContextRules::switch_len
+    pub(crate) fn become_long(&mut self) {
+        self.is_long = true;
+        self.keys.clear();
     }
 
     /// Reserves the memory that the sequence may need until its end, so that no step allocates.

@@ -6,6 +6,7 @@
 
 use crate::request::{Disconnected, EventSink, SeqEvent};
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokenmill_models::runner::{Batch, BatchSeq, Geometry, Logits, ModelRunner, RunnerError, SeqId};
 
@@ -70,6 +71,12 @@ impl FakeRunner {
         block.0 as usize * block_size as usize + (position % block_size) as usize
     }
 
+    /// A digest of what stands in the slots of `positions`.
+    fn read(&self, batch: &Batch, seq: &BatchSeq, salt: u16, positions: Range<u32>) -> u64 {
+        let start = mix(u64::from(salt), 1 + u64::from(seq.is_long));
+        positions.fold(start, |state, position| mix(state, self.slots[self.slot(batch, seq, position)]))
+    }
+
     fn copy_blocks(&mut self, batch: &Batch) {
         let block_size = self.geometry.block_size;
         for copy in &batch.copies {
@@ -90,6 +97,7 @@ impl FakeRunner {
         self.writers.fill(NOBODY);
         for (seq_idx, seq) in (0..).zip(&batch.seqs) {
             let num_tokens = seq.tokens.end - seq.tokens.start;
+            assert!(seq.is_long || !self.geometry.context.is_long(seq.context_len), "{seq:?} is long");
             assert!(num_tokens > 0 && seq.num_logits <= num_tokens, "{seq:?}");
             let positions = &batch.positions[seq.tokens.start as usize..seq.tokens.end as usize];
             let first = seq.context_len - num_tokens;
@@ -102,7 +110,10 @@ impl FakeRunner {
             }
         }
         for (seq_idx, seq) in (0..).zip(&batch.seqs) {
-            for block in &batch.block_tables[seq.blocks.start as usize..seq.blocks.end as usize] {
+            let first_written = seq.context_len - (seq.tokens.end - seq.tokens.start);
+            let num_unreached = self.geometry.context.first_reached(first_written) / block_size;
+            let reached = seq.blocks.start + num_unreached;
+            for block in &batch.block_tables[reached as usize..seq.blocks.end as usize] {
                 let writer = self.writers[block.0 as usize];
                 assert!(writer == NOBODY || writer == seq_idx, "a block that is written is shared");
             }
@@ -127,15 +138,13 @@ impl ModelRunner for FakeRunner {
             let FakeSeq { salt, is_poisoned, .. } = FakeSeq::of(seq.id);
             let first_written = seq.context_len - (seq.tokens.end - seq.tokens.start);
             let first_row = seq.context_len - seq.num_logits;
-            let mut state = mix(u64::from(salt), 1);
-            for position in 0..seq.context_len {
+            for position in first_written..seq.context_len {
+                let token = batch.tokens[(seq.tokens.start + position - first_written) as usize];
+                let before = self.read(batch, seq, salt, self.geometry.context.first_reached(position)..position);
                 let slot = self.slot(batch, seq, position);
-                if position >= first_written {
-                    let token = batch.tokens[(seq.tokens.start + position - first_written) as usize];
-                    self.slots[slot] =
-                        if fails { 0xbad } else { mix(state, u64::from(token) << 32 | u64::from(position)) };
-                }
-                state = mix(state, self.slots[slot]);
+                self.slots[slot] =
+                    if fails { 0xbad } else { mix(before, u64::from(token) << 32 | u64::from(position)) };
+                let state = mix(before, self.slots[slot]);
                 if position >= first_row {
                     let row = &mut rows[row_idx * vocab_size..][..vocab_size];
                     fill_row(row, state, is_poisoned);

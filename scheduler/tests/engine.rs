@@ -4,7 +4,7 @@
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
-use tokenmill_models::runner::{Geometry, SeqId};
+use tokenmill_models::runner::{ContextRules, Geometry, SeqId};
 use tokenmill_scheduler::engine::{Engine, EngineLimits};
 use tokenmill_scheduler::request::{
     Command, Disconnected, EventSink, FinishReason, Request, SamplingParams, SeqError, SeqEvent,
@@ -20,6 +20,7 @@ const GEOMETRY: Geometry = Geometry {
     max_logits_rows: 8,
     max_model_len: 64,
     vocab_size: 50,
+    context: ContextRules::PLAIN,
 };
 /// Longer than anything here takes; only a failing test waits for it.
 const PATIENCE: Duration = Duration::from_secs(30);

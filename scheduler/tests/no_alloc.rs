@@ -4,7 +4,7 @@
 use crossbeam_channel::bounded;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use tokenmill_models::runner::{Geometry, SeqId, TokenId};
+use tokenmill_models::runner::{ContextRules, Geometry, SeqId, TokenId};
 use tokenmill_scheduler::engine::{Engine, EngineLimits};
 use tokenmill_scheduler::request::{Command, Disconnected, EventSink, Request, SamplingParams, SeqEvent};
 use tokenmill_scheduler::sim::FakeRunner;
@@ -72,6 +72,7 @@ fn a_step_allocates_nothing_after_warm_up() {
         max_logits_rows: 16,
         max_model_len: 600,
         vocab_size: 3000,
+        context: ContextRules::PLAIN,
     };
     let (commands, receiver) = bounded(64);
     let limits = EngineLimits { max_prefill_tokens_with_decodes: 16, ..EngineLimits::default() };

@@ -1,7 +1,7 @@
 //! The scheduler's policy in plain numbers: what goes into each step, who gives way, what is reused, what is freed.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-use tokenmill_models::runner::{Batch, Geometry, SeqId, TokenId};
+use tokenmill_models::runner::{Batch, ContextRules, Geometry, SeqId, TokenId};
 use tokenmill_scheduler::kv_cache::PrefixCache;
 use tokenmill_scheduler::request::{FinishReason, Request, SamplingParams, SeqError, SeqEvent};
 use tokenmill_scheduler::scheduler::{Policy, Sampled, Scheduler};
@@ -17,6 +17,7 @@ const GEOMETRY: Geometry = Geometry {
     max_logits_rows: 8,
     max_model_len: 64,
     vocab_size: 1000,
+    context: ContextRules::PLAIN,
 };
 const POLICY: Policy = Policy {
     max_waiting: 8,

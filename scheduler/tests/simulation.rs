@@ -10,7 +10,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use tokenmill_kernels::isa::Isa;
-use tokenmill_models::runner::{Geometry, TokenId};
+use tokenmill_models::runner::{ContextRules, Geometry, TokenId};
 use tokenmill_scheduler::engine::{Engine, EngineLimits};
 use tokenmill_scheduler::kv_cache::PrefixCache;
 use tokenmill_scheduler::request::{Command, FinishReason, Request, SamplingParams, SeqError, SeqEvent, TokenLogprobs};
@@ -61,6 +61,10 @@ impl World {
             max_logits_rows: max_batch_seqs + rng.below(6),
             max_model_len: between(&mut rng, 8..80),
             vocab_size: between(&mut rng, 2..40),
+            context: ContextRules {
+                window: (rng.below(3) == 0).then(|| between(&mut rng, 1..30)),
+                switch_len: (rng.below(4) == 0).then(|| between(&mut rng, 1..60)),
+            },
         };
         let secret = [rng.next_u64(), rng.next_u64()];
         let limits = EngineLimits {
@@ -240,6 +244,7 @@ fn alone(world: &World, client: &Client) -> Answer {
         max_logits_rows: max_len,
         max_model_len: max_len,
         vocab_size: world.geometry.vocab_size,
+        context: world.geometry.context,
     };
     let limits = EngineLimits { prefix_cache: PrefixCache::Off, ..EngineLimits::default() };
     let (mut engine, sender) = engine(FakeRunner::new(geometry), limits);

@@ -250,7 +250,7 @@ impl Drop for ChannelSink {
 #[cfg(test)]
 mod tests {
     use crossbeam_channel::{Receiver, bounded};
-    use tokenmill_models::runner::Geometry;
+    use tokenmill_models::runner::{ContextRules, Geometry};
     use tokenmill_scheduler::{
         engine::{Engine, EngineLimits},
         request::{Command, FinishReason},
@@ -268,6 +268,7 @@ mod tests {
         max_logits_rows: 64,
         max_model_len: 256,
         vocab_size: 100,
+        context: ContextRules::PLAIN,
     };
 
     struct Bench {

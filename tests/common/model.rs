@@ -29,7 +29,7 @@ use tokenmill::{
 use tokenmill_kernels::{isa::Isa, kv_cache::KvType};
 use tokenmill_models::{
     GenerationDefaults, LoadOptions, ModelInfo, Quantize,
-    runner::{Batch, Geometry, Logits, ModelRunner, RunnerError},
+    runner::{Batch, ContextRules, Geometry, Logits, ModelRunner, RunnerError},
 };
 use tokenmill_scheduler::{engine::EngineLimits, sim::FakeRunner, stats::StepStats};
 use tokio::{net::TcpListener, sync::oneshot};
@@ -94,6 +94,7 @@ impl Default for Options {
                 max_logits_rows: 64,
                 max_model_len: 1024,
                 vocab_size: 425,
+                context: ContextRules::PLAIN,
             },
             admission: AdmissionLimits { max_seqs: 256, max_queued_tokens: 100_000 },
             keys: Vec::new(),

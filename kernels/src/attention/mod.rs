@@ -61,7 +61,8 @@ impl HeadShape {
 pub struct AttentionSeq {
     /// Its rows in the step: the last tokens of the context.
     pub tokens: Range<usize>,
-    /// Its blocks in the step's block tables; they cover `context_len` at least.
+    /// Its blocks in the step's block tables; they cover `context_len` at least. Those that no token's window reaches
+    /// are not looked at, and need not exist.
     pub blocks: Range<usize>,
     /// Tokens in the cache, those of this step included.
     pub context_len: usize,
@@ -74,6 +75,10 @@ pub struct AttentionParams<'a> {
     pub heads: HeadShape,
     /// Factor of `q·k`, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
+    /// A token sees itself and the `window - 1` tokens before it; all of them if `None`.
+    pub window: Option<usize>,
+    /// Scores become `cap * tanh(score / cap)` (Gemma 2).
+    pub softcap: Option<f32>,
     /// Sequences, with ascending rows that do not overlap.
     pub seqs: &'a [AttentionSeq],
     /// All block tables end to end.
@@ -151,6 +156,7 @@ impl AttentionScratch {
         self.splits.clear();
         let HeadShape { num_kv_heads, .. } = self.heads;
         let enough = MIN_ITEMS_PER_THREAD * self.threads.len();
+        let window = params.window.unwrap_or(usize::MAX);
         let num_items = |tile_queries: usize| -> usize {
             params.seqs.iter().map(|seq| seq.tokens.len().div_ceil(tile_queries) * num_kv_heads).sum()
         };
@@ -165,17 +171,19 @@ impl AttentionScratch {
                 for first_query in seq.tokens.clone().step_by(tile_queries) {
                     let num_queries = tile_queries.min(seq.tokens.end - first_query);
                     let context = seq.context_len - (seq.tokens.end - first_query) + num_queries;
-                    let cost = context * num_queries;
+                    let start = (context + 1 - num_queries).saturating_sub(window);
+                    let cost = (context - start) * num_queries;
                     let item = Item { seq: seq_idx, kv_head, first_query, num_queries, part: Part::Whole, cost };
-                    let num_spans = context.div_ceil(SPAN_TOKENS);
+                    let first_span = start / SPAN_TOKENS;
+                    let num_spans = context.div_ceil(SPAN_TOKENS) - first_span;
                     if !may_split || num_queries > 1 || num_spans == 1 {
                         self.items.push(item);
                         continue;
                     }
                     let partials = Range2 { start: num_partials, end: num_partials + num_spans };
                     self.splits.push(Split { item, partials });
-                    for span in 0..num_spans {
-                        let part = Part::Span { span, partial: num_partials + span };
+                    for span in first_span..first_span + num_spans {
+                        let part = Part::Span { span, partial: num_partials + span - first_span };
                         let cost = SPAN_TOKENS.min(context - span * SPAN_TOKENS);
                         self.items.push(Item { part, cost, ..item });
                     }
@@ -194,7 +202,7 @@ impl AttentionScratch {
     }
 }
 
-/// `softmax(q·Kᵀ * scale)·V` over the paged context, causal.
+/// `softmax(q·Kᵀ * scale)·V` over the paged context, causal, within the window if there is one.
 ///
 /// `qkv` is `[num_tokens, qkv_len]` after [`prepare_qkv`] of the same layer; `out` is `[num_tokens,
 /// num_heads * head_dim]`. Rows that belong to no sequence stay as they are. A NaN, or an infinite score, makes its own
@@ -236,6 +244,7 @@ fn check(
     assert!(scratch.heads == heads && scratch.threads.len() >= pool.num_threads(), "scratch for other sizes");
     let shape = kv.shape();
     assert!((shape.num_kv_heads, shape.head_dim) == (heads.num_kv_heads, heads.head_dim), "{heads:?}, cache {shape:?}");
+    assert!(params.window != Some(0), "a window of no tokens");
     let mut end = 0;
     for seq in params.seqs {
         let tokens = &seq.tokens;
@@ -310,7 +319,7 @@ struct Run<'a, E> {
 
 impl<E: KvElement> Run<'_, E> {
     fn queries(&self, item: &Item) -> Queries<'_> {
-        let AttentionParams { heads, scale, seqs, .. } = *self.params;
+        let AttentionParams { heads, scale, seqs, window, softcap, .. } = *self.params;
         let seq = &seqs[item.seq];
         let rows = item.first_query..item.first_query + item.num_queries;
         Queries {
@@ -320,6 +329,8 @@ impl<E: KvElement> Run<'_, E> {
             qkv: &self.qkv[rows.start * heads.qkv_len()..rows.end * heads.qkv_len()],
             first_token: rows.start,
             first_context: seq.context_len - (seq.tokens.end - rows.start) + 1,
+            window: window.unwrap_or(usize::MAX),
+            softcap,
         }
     }
 
@@ -333,9 +344,10 @@ impl<E: KvElement> Run<'_, E> {
 
     /// K of the first page that an item reads.
     fn first_page(&self, item: &Item) -> &[E] {
+        let first = self.queries(item).first_page();
         let page = match item.part {
-            Part::Whole => 0,
-            Part::Span { span, .. } => span * rows::SPAN_PAGES,
+            Part::Whole => first,
+            Part::Span { span, .. } => first.max(span * rows::SPAN_PAGES),
         };
         self.kv.page::<E>(self.params.layer, self.blocks(item)[page], item.kv_head).k
     }

@@ -18,14 +18,17 @@ const GRAIN: usize = 4;
 pub struct QkvParams<'a> {
     /// Heads in a row.
     pub heads: HeadShape,
-    /// Weights `[head_dim]` of the norm of each query head, before rotation (Qwen3).
+    /// Weights of the norm of queries before rotation: `[head_dim]` norms each head (Qwen3), `[num_heads * head_dim]`
+    /// all of them together (`OLMo` 2).
     pub q_norm: Option<&'a [f32]>,
-    /// Weights `[head_dim]` of the norm of each key head, before rotation (Qwen3).
+    /// The same for keys, `[head_dim]` or `[num_kv_heads * head_dim]`.
     pub k_norm: Option<&'a [f32]>,
     /// Added to the mean square in both norms.
     pub eps: f32,
-    /// Rotations of the step's tokens.
-    pub rope: &'a RopeTable,
+    /// Queries, keys and values are cut to this magnitude after the norms, before rotation.
+    pub clip: Option<f32>,
+    /// Rotations of the step's tokens, unless the layer has none.
+    pub rope: Option<&'a RopeTable>,
     /// `[num_tokens]`, where each token's K and V go. No two should be the same: which of them wins is undefined.
     pub slots: &'a [Slot],
     /// Layer of the cache.
@@ -43,12 +46,15 @@ pub fn prepare_qkv(pool: &Pool, isa: Isa, qkv: &mut [f32], params: &QkvParams<'_
     let HeadShape { num_heads, num_kv_heads, head_dim } = params.heads;
     let num_tokens = params.slots.len();
     assert!(qkv.len() == num_tokens * params.heads.qkv_len(), "qkv of {num_tokens} tokens has {} values", qkv.len());
-    assert!(params.rope.num_tokens() == num_tokens, "{} rotations, {num_tokens} tokens", params.rope.num_tokens());
-    assert!(params.rope.rotary_dim() <= head_dim, "rotary_dim {} of {head_dim}", params.rope.rotary_dim());
+    if let Some(rope) = params.rope {
+        assert!(rope.num_tokens() == num_tokens, "{} rotations, {num_tokens} tokens", rope.num_tokens());
+        assert!(rope.rotary_dim() <= head_dim, "rotary_dim {} of {head_dim}", rope.rotary_dim());
+    }
     let shape = kv.shape();
     assert!((shape.num_kv_heads, shape.head_dim) == (num_kv_heads, head_dim), "{num_heads} heads, cache {shape:?}");
-    for norm in [params.q_norm, params.k_norm].into_iter().flatten() {
-        assert!(norm.len() == head_dim, "a norm of {} for heads of {head_dim}", norm.len());
+    for (norm, heads) in [(params.q_norm, num_heads), (params.k_norm, num_kv_heads)] {
+        let len = norm.map_or(head_dim, <[f32]>::len);
+        assert!(len == head_dim || len == heads * head_dim, "a norm of {len} for {heads} heads of {head_dim}");
     }
     match kv.kv_type() {
         KvType::F32 => prepare::<f32>(pool, isa, qkv, params, kv),
@@ -85,17 +91,26 @@ impl<E: KvElement> Task for Rows<'_, E> {
         let HeadShape { num_heads, num_kv_heads, head_dim } = params.heads;
         for (i, row) in self.rows.chunks_exact_mut(params.heads.qkv_len()).enumerate() {
             let token_idx = self.first_token + i;
-            let (cos, sin) = params.rope.row(token_idx);
             let (qk, v) = row.split_at_mut((num_heads + num_kv_heads) * head_dim);
-            for (head_idx, head) in qk.chunks_exact_mut(head_dim).enumerate() {
-                let norm = if head_idx < num_heads { params.q_norm } else { params.k_norm };
-                if let Some(weight) = norm {
-                    rms_norm_in_place(simd, head, weight, params.eps);
+            let (q, k) = qk.split_at_mut(num_heads * head_dim);
+            for (heads, norm) in [(&mut *q, params.q_norm), (&mut *k, params.k_norm)] {
+                let Some(weight) = norm else { continue };
+                for part in heads.chunks_exact_mut(weight.len()) {
+                    rms_norm_in_place(simd, part, weight, params.eps);
                 }
-                rotate_neox(head, cos, sin);
             }
-            let keys = qk[num_heads * head_dim..].chunks_exact(head_dim);
-            for (kv_head, (k, v)) in keys.zip(v.chunks_exact(head_dim)).enumerate() {
+            if let Some(limit) = params.clip {
+                for x in q.iter_mut().chain(&mut *k).chain(&mut *v) {
+                    *x = x.clamp(-limit, limit);
+                }
+            }
+            if let Some(rope) = params.rope {
+                let (cos, sin) = rope.row(token_idx);
+                for head in q.chunks_exact_mut(head_dim).chain(k.chunks_exact_mut(head_dim)) {
+                    rotate_neox(head, cos, sin);
+                }
+            }
+            for (kv_head, (k, v)) in k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim)).enumerate() {
                 self.writer.write(simd, params.slots[token_idx], kv_head, k, v);
             }
         }

@@ -6,6 +6,7 @@
 
 use super::HeadShape;
 use super::tile::{Operands, Prefetch, accumulate, max_tiles};
+use crate::activation::softcap;
 use crate::aligned::AlignedVec;
 use crate::kv_cache::{BLOCK_SIZE, KvCache, KvElement, Page, TILE_TOKENS};
 use crate::shared::SharedSlice;
@@ -52,11 +53,11 @@ impl<'a> Sums<'a> {
         self.output.fill(0.0);
     }
 
-    /// Takes in what comes after in the context, for rows from `first_row`.
+    /// Takes in what comes after in the context, for the rows that see something of it.
     #[inline(always)]
-    fn merge<S: Simd>(&mut self, simd: S, first_row: usize, later: &Sums<'_>) {
+    fn merge<S: Simd>(&mut self, simd: S, rows: Range<usize>, later: &Sums<'_>) {
         let stride = self.stride;
-        for row in first_row..self.max.len() {
+        for row in rows {
             let max = greater(self.max[row], later.max[row]);
             let mut exponents = [0.0; LANES];
             exponents[..2].copy_from_slice(&[self.max[row] - max, later.max[row] - max]);
@@ -123,8 +124,12 @@ pub(super) struct Queries<'a> {
     pub(super) qkv: &'a [f32],
     /// Index of the first in the step.
     pub(super) first_token: usize,
-    /// Tokens that the first query sees; each further query sees one more.
+    /// Tokens up to and with the first query; each further query has one more.
     pub(super) first_context: usize,
+    /// Last tokens of its context that a query sees; `usize::MAX` sees them all.
+    pub(super) window: usize,
+    /// Scores become `cap * tanh(score / cap)`.
+    pub(super) softcap: Option<f32>,
 }
 
 impl Queries<'_> {
@@ -132,10 +137,30 @@ impl Queries<'_> {
         self.qkv.len() / self.heads.qkv_len() * self.heads.group()
     }
 
-    /// First row that sees position `position`.
+    /// Tokens up to and with the query of `row`.
     #[inline(always)]
-    fn first_row(&self, position: usize) -> usize {
-        (position + 1).saturating_sub(self.first_context) * self.heads.group()
+    fn context(&self, row: usize) -> usize {
+        self.first_context + row / self.heads.group()
+    }
+
+    /// Position of the first token that `row` sees.
+    #[inline(always)]
+    fn start(&self, row: usize) -> usize {
+        self.context(row).saturating_sub(self.window)
+    }
+
+    /// First page that some row sees.
+    pub(super) fn first_page(&self) -> usize {
+        self.start(0) / BLOCK_SIZE
+    }
+
+    /// Rows that see some of `positions`: those late enough, but not so late that their window has passed.
+    #[inline(always)]
+    fn rows_seeing(&self, positions: Range<usize>) -> Range<usize> {
+        let group = self.heads.group();
+        let first = (positions.start + 1).saturating_sub(self.first_context) * group;
+        let end = (positions.end.saturating_add(self.window)).saturating_sub(self.first_context).saturating_mul(group);
+        first.min(self.num_rows())..end.min(self.num_rows())
     }
 
     /// Copies the queries to `out`, scaled, `[rows, head_dim]`.
@@ -195,11 +220,11 @@ impl<E: KvElement> Task for WholeContext<'_, E> {
         let mut total = Sums::new(&mut scratch.total, rows, head_dim);
         let mut span_sums = Sums::new(&mut scratch.span, rows, head_dim);
         total.clear();
-        let context = queries.first_context + rows / queries.heads.group() - 1;
-        for span in 0..context.div_ceil(SPAN_TOKENS) {
+        for span in queries.start(0) / SPAN_TOKENS..queries.context(rows - 1).div_ceil(SPAN_TOKENS) {
             span_sums.clear();
             add_span(simd, span, &queries, &pages, &scratch.queries, &mut scratch.scores, &mut span_sums);
-            total.merge(simd, queries.first_row(span * SPAN_TOKENS), &span_sums);
+            let seeing = queries.rows_seeing(span * SPAN_TOKENS..(span + 1) * SPAN_TOKENS);
+            total.merge(simd, seeing, &span_sums);
         }
         queries.write(&total, out);
     }
@@ -246,7 +271,7 @@ impl Task for MergeSpans<'_> {
         let mut total = Sums::new(&mut self.scratch.total, rows, head_dim);
         total.clear();
         for partial in self.partials.chunks_exact_mut(Sums::len(rows, head_dim)) {
-            total.merge(simd, 0, &Sums::new(partial, rows, head_dim));
+            total.merge(simd, 0..rows, &Sums::new(partial, rows, head_dim));
         }
         self.queries.write(&total, self.out);
     }
@@ -263,27 +288,27 @@ fn add_span<S: Simd, E: KvElement>(
     scores: &mut [f32],
     sums: &mut Sums<'_>,
 ) {
-    let rows = sums.max.len();
-    let group = queries.heads.group();
-    let context = queries.first_context + rows / group - 1;
-    let num_pages = context.div_ceil(BLOCK_SIZE);
+    let num_pages = queries.context(sums.max.len() - 1).div_ceil(BLOCK_SIZE);
+    let first_page = queries.first_page();
     let page_of = |page_idx: usize| pages.kv.page::<E>(pages.layer, pages.blocks[page_idx], queries.kv_head);
-    for page_idx in span * SPAN_PAGES..num_pages.min((span + 1) * SPAN_PAGES) {
+    for page_idx in first_page.max(span * SPAN_PAGES)..num_pages.min((span + 1) * SPAN_PAGES) {
         let page = page_of(page_idx);
         let next = if page_idx + 1 < num_pages { Some(page_of(page_idx + 1).k) } else { pages.next };
-        let first_row = queries.first_row(page_idx * BLOCK_SIZE);
+        let page_start = page_idx * BLOCK_SIZE;
+        let seeing = queries.rows_seeing(page_start..page_start + BLOCK_SIZE);
         // As even as possible: seven rows and one would be slower than four and four.
-        let num_tiles = (rows - first_row).div_ceil(S::MAX_ROWS);
-        let tile_rows = (rows - first_row).div_ceil(num_tiles);
-        for row in (first_row..rows).step_by(tile_rows) {
-            let tile_rows = tile_rows.min(rows - row);
-            let mut limits = [0; MAX_ROWS];
+        let num_tiles = seeing.len().div_ceil(S::MAX_ROWS);
+        let tile_rows = seeing.len().div_ceil(num_tiles);
+        for row in seeing.clone().step_by(tile_rows) {
+            let tile_rows = tile_rows.min(seeing.end - row);
+            let (mut starts, mut limits) = ([0; MAX_ROWS], [0; MAX_ROWS]);
             for r in 0..tile_rows {
-                let context = queries.first_context + (row + r) / group;
-                limits[r] = (context - page_idx * BLOCK_SIZE).min(BLOCK_SIZE);
+                starts[r] = queries.start(row + r).saturating_sub(page_start);
+                limits[r] = (queries.context(row + r) - page_start).min(BLOCK_SIZE);
             }
-            let next = next.filter(|_| row == first_row);
-            let step = Step { page, head_dim: queries.heads.head_dim, row, rows: tile_rows, limits, next };
+            let next = next.filter(|_| row == seeing.start);
+            let (head_dim, softcap) = (queries.heads.head_dim, queries.softcap);
+            let step = Step { page, head_dim, softcap, row, rows: tile_rows, starts, limits, next };
             step.score(simd, packed, scores);
             let factors = step.softmax(simd, scores, sums);
             step.add_values(simd, scores, &factors, sums);
@@ -295,10 +320,13 @@ fn add_span<S: Simd, E: KvElement>(
 struct Step<'a, E> {
     page: Page<'a, E>,
     head_dim: usize,
+    softcap: Option<f32>,
     /// First row.
     row: usize,
     rows: usize,
-    /// Tokens of the page that each row sees: at least 1, ascending.
+    /// First token of the page that each row sees, ascending.
+    starts: [usize; MAX_ROWS],
+    /// Where the tokens that each row sees end: above its start, ascending.
     limits: [usize; MAX_ROWS],
     /// K of the page to prefetch.
     next: Option<&'a [E]>,
@@ -311,10 +339,12 @@ impl<E: KvElement> Step<'_, E> {
         let tile_len = TILE_TOKENS * self.head_dim;
         let num_tiles = self.limits[self.rows - 1].div_ceil(TILE_TOKENS);
         let max_tiles = max_tiles::<S>(self.rows);
-        let mut tile = 0;
+        let first_tile = self.starts[0] / TILE_TOKENS;
+        let mut tile = first_tile;
         while tile < num_tiles {
             // May reach beyond the context, where the page holds anything: those lanes are never looked at.
-            let tiles = (num_tiles - tile).next_power_of_two().min(max_tiles);
+            let room = 1 << (BLOCK_SIZE / TILE_TOKENS - tile).ilog2();
+            let tiles = (num_tiles - tile).next_power_of_two().min(max_tiles).min(room);
             let operands = Operands {
                 a: &packed[self.row * self.head_dim..],
                 a_stride: self.head_dim,
@@ -325,7 +355,7 @@ impl<E: KvElement> Step<'_, E> {
                 out: &mut scores[tile * LANES..],
                 out_stride: BLOCK_SIZE,
                 start: None,
-                prefetch: self.prefetch(tile == 0, 0, self.page.k.len() / self.head_dim),
+                prefetch: self.prefetch(tile == first_tile, 0, self.page.k.len() / self.head_dim),
             };
             accumulate(simd, self.rows, tiles, operands);
             tile += tiles;
@@ -346,10 +376,17 @@ impl<E: KvElement> Step<'_, E> {
         for r in 0..self.rows {
             let (tiles, _) = scores[r].as_chunks_mut::<LANES>();
             let mut row_max = simd.splat(f32::NEG_INFINITY);
-            for t in 0..self.limits[r].div_ceil(TILE_TOKENS) {
+            for t in self.starts[r] / TILE_TOKENS..self.limits[r].div_ceil(TILE_TOKENS) {
                 let mut score = simd.load(&tiles[t]);
                 if let Some(scale) = k_scales.get(t) {
                     score = simd.mul(score, simd.load(scale));
+                }
+                if let Some(cap) = self.softcap {
+                    score = softcap(simd, score, cap);
+                }
+                let passed = self.starts[r].saturating_sub(t * TILE_TOKENS);
+                if passed > 0 {
+                    score = simd.first_lanes(passed, simd.splat(f32::NEG_INFINITY), score);
                 }
                 let seen = self.limits[r] - t * TILE_TOKENS;
                 if seen < TILE_TOKENS {
@@ -365,7 +402,7 @@ impl<E: KvElement> Step<'_, E> {
         for r in 0..self.rows {
             let (tiles, _) = scores[r].as_chunks_mut::<LANES>();
             let mut sum = simd.splat(0.0);
-            for t in 0..self.limits[r].div_ceil(TILE_TOKENS) {
+            for t in self.starts[r] / TILE_TOKENS..self.limits[r].div_ceil(TILE_TOKENS) {
                 let mut weight = exp(simd, simd.sub(simd.load(&tiles[t]), simd.splat(max[r])));
                 sum = simd.add(sum, weight);
                 if let Some(scale) = v_scales.get(t) {
@@ -380,15 +417,34 @@ impl<E: KvElement> Step<'_, E> {
         factors
     }
 
-    /// Adds `weights·V` to the outputs.
+    /// Adds `weights·V` to the outputs. A value that a row does not see may be anything, so weight 0 would not do:
+    ///
+    /// ```text
+    /// row 0   |---head---|======== common ========|
+    /// row 1      |-head--|========================|-tail-|
+    /// row 2              |========================|---tail---|
+    /// ```
     #[inline(always)]
     fn add_values<S: Simd>(&self, simd: S, weights: &[f32], factors: &Lanes, sums: &mut Sums<'_>) {
-        let common = self.limits[0];
-        self.add_values_of(simd, 0..self.rows, 0..common, weights, factors, sums);
+        let common = self.starts[self.rows - 1]..self.limits[0];
+        if common.is_empty() {
+            for r in 0..self.rows {
+                let seen = self.starts[r]..self.limits[r];
+                self.add_values_of(simd, r..r + 1, seen, weights, &factors[r..], sums);
+            }
+            return;
+        }
+        let mut left = *factors;
+        for r in 0..self.rows {
+            if self.starts[r] < common.start {
+                self.add_values_of(simd, r..r + 1, self.starts[r]..common.start, weights, &factors[r..], sums);
+                left[r] = 1.0;
+            }
+        }
+        self.add_values_of(simd, 0..self.rows, common.clone(), weights, &left, sums);
         for r in 1..self.rows {
-            // A value that a row does not see may be anything, so weight 0 would not do.
-            if self.limits[r] > common {
-                self.add_values_of(simd, r..r + 1, common..self.limits[r], weights, &[1.0; LANES], sums);
+            if self.limits[r] > common.end {
+                self.add_values_of(simd, r..r + 1, common.end..self.limits[r], weights, &[1.0; LANES], sums);
             }
         }
     }
@@ -400,7 +456,7 @@ impl<E: KvElement> Step<'_, E> {
         rows: Range<usize>,
         tokens: Range<usize>,
         weights: &[f32],
-        factors: &Lanes,
+        factors: &[f32],
         sums: &mut Sums<'_>,
     ) {
         let stride = self.page.v_stride;

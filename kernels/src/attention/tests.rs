@@ -14,6 +14,8 @@ struct Layer {
     pool: Pool,
     heads: HeadShape,
     has_norm: bool,
+    window: Option<usize>,
+    softcap: Option<f32>,
     kv: KvCache,
     rope: RopeTable,
     scratch: AttentionScratch,
@@ -48,6 +50,8 @@ impl Layer {
             pool: Pool::new(num_threads),
             heads,
             has_norm: heads.head_dim == 128,
+            window: None,
+            softcap: None,
             kv: KvCache::new(shape, kv_type),
             rope: RopeTable::new(MAX_TOKENS, &inv_freq, 1.0),
             scratch: AttentionScratch::new(heads, num_threads, MAX_TOKENS, MAX_CONTEXT),
@@ -86,14 +90,17 @@ impl Layer {
             q_norm: norm,
             k_norm: norm,
             eps: EPS,
-            rope: &self.rope,
+            clip: None,
+            rope: Some(&self.rope),
             slots: &slots,
             layer: 1,
         };
         prepare_qkv(&self.pool, self.isa, &mut self.qkv, &params, &mut self.kv);
         let mut out = vec![f32::NAN; slots.len() * self.heads.num_heads * self.heads.head_dim];
         let scale = self.scale();
-        let params = AttentionParams { heads: self.heads, scale, seqs: &seqs, block_tables: &tables, layer: 1 };
+        let (window, softcap) = (self.window, self.softcap);
+        let params =
+            AttentionParams { heads: self.heads, scale, window, softcap, seqs: &seqs, block_tables: &tables, layer: 1 };
         attend(&self.pool, self.isa, &self.qkv, &params, &self.kv, &mut self.scratch, &mut out);
         out
     }
@@ -122,12 +129,18 @@ impl Layer {
                 let kv_head = head / self.heads.group();
                 let q = &tokens[row][part(head)];
                 let dot = |k: &Vec<f64>| q.iter().zip(k).map(|(q, k)| f64::from(*q) * k).sum::<f64>();
-                let scores: Vec<f64> = keys[kv_head][..=row].iter().map(|k| dot(k) * f64::from(self.scale())).collect();
+                let start = (row + 1).saturating_sub(self.window.unwrap_or(usize::MAX));
+                let mut scores: Vec<f64> =
+                    keys[kv_head][start..=row].iter().map(|k| dot(k) * f64::from(self.scale())).collect();
+                if let Some(cap) = self.softcap.map(f64::from) {
+                    scores.iter_mut().for_each(|score| *score = cap * (*score / cap).tanh());
+                }
+                let values = &values[kv_head][start..];
                 let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
                 let sum: f64 = weights.iter().sum();
                 for d in 0..head_dim {
-                    let exact: f64 = weights.iter().zip(&values[kv_head]).map(|(w, v)| w * v[d]).sum::<f64>() / sum;
+                    let exact: f64 = weights.iter().zip(values).map(|(w, v)| w * v[d]).sum::<f64>() / sum;
                     let found = f64::from(out[(row * num_heads + head) * head_dim + d]);
                     // Values are below 2 in size; rounding adds up to a few units in the seventh digit.
                     assert!((found - exact).abs() <= 3e-6, "{:?} row {row} head {head}: {found}, {exact}", self.heads);
@@ -195,6 +208,59 @@ fn every_cut_of_a_prefill_gives_the_rows_of_one_pass() {
             }
         }
     }
+}
+
+/// Blocks that lie before every window are given as ones that do not exist.
+#[test]
+fn windows_and_soft_caps_match_a_plain_softmax_and_no_cut_shows() {
+    const GONE: u32 = u32::MAX;
+    for (heads, window) in [(heads(2, 1, 16), 1), (heads(3, 2, 32), 16), (heads(7, 1, 64), 100), (heads(2, 2, 24), 64)]
+    {
+        let with_window = |isa, num_threads, softcap| {
+            let mut layer = Layer::new(isa, num_threads, heads, KvType::F32);
+            (layer.window, layer.softcap) = (Some(window), softcap);
+            layer
+        };
+        for softcap in [None, Some(0.7)] {
+            let mut layer = with_window(Isa::best(), 2, softcap);
+            let expected = layer.step(&[Slice { seq_id: 3, positions: 0..300, blocks: &BLOCKS }]);
+            layer.check_against_f64(&expected, 0..300);
+            for isa in Isa::available() {
+                for chunk in [1, 7, 64, 150] {
+                    let mut layer = with_window(isa, 2, softcap);
+                    let mut found = Vec::new();
+                    for start in (0_usize..300).step_by(chunk) {
+                        let mut blocks = BLOCKS;
+                        blocks[..(start + 1).saturating_sub(window) / BLOCK_SIZE].fill(GONE);
+                        let positions = start..300.min(start + chunk);
+                        found.extend(layer.step(&[Slice { seq_id: 3, positions, blocks: &blocks }]));
+                    }
+                    assert!(bits(&found) == bits(&expected), "{isa} {heads:?} {window} by {chunk}");
+                }
+            }
+        }
+    }
+}
+
+/// Spans of a long context, one thread or several, with a window over some of them.
+#[test]
+fn windows_over_several_spans_split_over_threads_give_the_same_bits() {
+    let blocks: Vec<u32> = (0..16).map(|i| i * 7 % 40).collect();
+    let slice = |positions| [Slice { seq_id: 5, positions, blocks: &blocks }];
+    let mut layers = [1, 3].map(|threads| Layer::new(Isa::best(), threads, heads(2, 1, 64), KvType::F16));
+    for layer in &mut layers {
+        layer.window = Some(520);
+        for start in (0..1000).step_by(250) {
+            layer.step(&slice(start..start + 250));
+        }
+    }
+    let mut whole = Vec::new();
+    for position in 1000..1010 {
+        let [one, three] = layers.each_mut().map(|layer| bits(&layer.step(&slice(position..position + 1))));
+        assert!(one == three, "position {position}");
+        whole.extend(one);
+    }
+    assert!(bits(&layers[1].step(&slice(1000..1010))) == whole);
 }
 
 #[test]
@@ -269,6 +335,37 @@ fn a_copied_block_serves_as_its_original() {
 }
 
 #[test]
+fn norms_over_all_heads_clips_and_layers_without_rotation() {
+    let heads = heads(2, 1, 8);
+    let mut kv = KvCache::new(KvShape { num_layers: 1, num_blocks: 1, num_kv_heads: 1, head_dim: 8 }, KvType::F32);
+    let mut qkv: Vec<f32> = (0..32).map(|i| i as f32 - 10.0).collect();
+    let mean = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
+    let (q_rms, k_rms) = (mean(&qkv[..16]).sqrt(), mean(&qkv[16..24]).sqrt());
+    let before = qkv.clone();
+    let slots = [Slot { block: 0, offset: 0 }];
+    let (q_norm, k_norm) = ([2.0; 16], [1.0; 8]);
+    let params = QkvParams {
+        heads,
+        q_norm: Some(&q_norm),
+        k_norm: Some(&k_norm),
+        eps: 0.0,
+        clip: Some(1.5),
+        rope: None,
+        slots: &slots,
+        layer: 0,
+    };
+    prepare_qkv(&Pool::new(1), Isa::best(), &mut qkv, &params, &mut kv);
+    for (i, (found, x)) in qkv.iter().zip(before).enumerate() {
+        let normed = match i {
+            0..16 => x / q_rms * 2.0,
+            16..24 => x / k_rms,
+            _ => x,
+        };
+        assert!((found - normed.clamp(-1.5, 1.5)).abs() < 1e-6, "{i}: {found}, not {normed} within 1.5");
+    }
+}
+
+#[test]
 fn what_is_not_finite_stays_in_the_rows_that_see_it() {
     let heads = heads(2, 1, 16);
     for kv_type in [KvType::F32, KvType::F16, KvType::Int8] {
@@ -284,10 +381,14 @@ fn what_is_not_finite_stays_in_the_rows_that_see_it() {
         let slots = [Slot { block: 2, offset: 2 }];
         let mut rope = RopeTable::new(1, &[], 1.0);
         rope.set_positions(&[66]);
-        let params = QkvParams { heads, q_norm: None, k_norm: None, eps: EPS, rope: &rope, slots: &slots, layer: 1 };
+        let (eps, slots) = (EPS, &slots);
+        let params =
+            QkvParams { heads, q_norm: None, k_norm: None, eps, clip: None, rope: Some(&rope), slots, layer: 1 };
         prepare_qkv(&layer.pool, layer.isa, &mut qkv, &params, &mut layer.kv);
         let seqs = [AttentionSeq { tokens: 0..70, blocks: 0..2, context_len: 70 }];
-        let params = AttentionParams { heads, scale: layer.scale(), seqs: &seqs, block_tables: &blocks, layer: 1 };
+        let (scale, seqs) = (layer.scale(), &seqs);
+        let (window, softcap, block_tables) = (None, None, &blocks);
+        let params = AttentionParams { heads, scale, window, softcap, seqs, block_tables, layer: 1 };
         let mut found = vec![0.0; expected.len()];
         attend(&layer.pool, layer.isa, &layer.qkv, &params, &layer.kv, &mut layer.scratch, &mut found);
         assert_eq!(bits(&found[..66 * 32]), bits(&expected[..66 * 32]), "{kv_type:?}");

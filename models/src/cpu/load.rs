@@ -9,8 +9,8 @@ use tokenmill_kernels::pool::{MAX_THREADS, Pool};
 
 use super::arena::{Arena, ArenaSize};
 use super::memory::{MemoryNeeds, kv_block_bytes};
+use super::plan::WeightPlan;
 use super::runner::CpuRunner;
-use super::weights::WeightPlan;
 use crate::error::LoadError;
 use crate::open::{GenerationDefaults, ModelSource, OpenModel};
 use crate::runner::TokenId;
@@ -71,7 +71,8 @@ pub struct ModelInfo {
     pub num_params: u64,
     /// Bytes of the packed weights.
     pub weights_bytes: u64,
-    /// Bytes of the weights that a step reads: all but an embedding that is not the output projection too.
+    /// Bytes of the weights that a step of one token reads: not an embedding that is not the output projection too, nor
+    /// experts that the token does not go to.
     pub step_bytes: u64,
     /// Bytes that a token takes in the KV cache.
     pub kv_bytes_per_token: u64,
@@ -103,7 +104,7 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<LoadedModel, LoadError
     let plan = WeightPlan::new(&model, options.quantize)?;
     let kv_type = options.kv_type.unwrap_or(default_kv_type(&plan, options.quantize));
     let (weights_bytes, kinds, layout) = (plan.size_bytes(), plan.buffer_kinds(), plan.layout_name());
-    let step_bytes = plan.step_bytes();
+    let step_bytes = plan.step_bytes(model.spec.experts.map_or(0, |experts| experts.num_active));
     if options.num_threads > MAX_THREADS {
         return Err(LoadError::Options(format!("{} threads are more than {MAX_THREADS}", options.num_threads)));
     }

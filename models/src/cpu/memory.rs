@@ -6,7 +6,7 @@ use super::arena::ArenaSize;
 use super::load::LoadOptions;
 use super::weights::BufferKinds;
 use crate::error::LoadError;
-use crate::runner::Geometry;
+use crate::runner::{ContextRules, Geometry};
 use crate::spec::DecoderSpec;
 
 /// For what is not counted one by one: norms, tables, thread stacks, the allocator's own needs.
@@ -45,7 +45,7 @@ pub(crate) fn kv_block_bytes(spec: &DecoderSpec, kv_type: KvType) -> u64 {
 }
 
 fn kv_shape(spec: &DecoderSpec, num_blocks: usize) -> KvShape {
-    KvShape { num_layers: spec.num_layers, num_blocks, num_kv_heads: spec.num_kv_heads, head_dim: spec.head_dim }
+    KvShape { num_layers: spec.num_layers(), num_blocks, num_kv_heads: spec.num_kv_heads, head_dim: spec.head_dim }
 }
 
 impl MemoryNeeds<'_> {
@@ -70,6 +70,7 @@ impl MemoryNeeds<'_> {
             max_logits_rows: options.max_batch_seqs.max(MIN_LOGITS_ROWS),
             max_model_len: wanted_len,
             vocab_size: u32::try_from(spec.vocab_size).expect("checked by the spec"),
+            context: ContextRules { window: spec.window(), switch_len: spec.switch_len() },
         };
         let arena = ArenaSize { spec, geometry, kinds: self.kinds, num_threads: options.num_threads };
         let arena_bytes = arena.size_bytes();

@@ -1,8 +1,8 @@
 //! Qwen2 and Qwen2.5: llama with biases on q, k and v.
 
-use super::config::{GgufConfig, HfConfig};
-use super::llama::{dense_from_gguf, dense_from_hf};
-use super::{Family, GGUF_NAMES, HF_NAMES};
+use super::gguf::GgufConfig;
+use super::hf::HfConfig;
+use super::{Family, GGUF_NAMES, HF_NAMES, dense};
 use crate::error::LoadError;
 use crate::spec::{Biases, DecoderSpec};
 
@@ -17,13 +17,11 @@ pub(super) const FAMILY: Family = Family {
     gguf_pairs_rows: false,
 };
 
-const BIASES: Biases = Biases { qkv: true, attention_output: false, mlp: false };
-
 fn from_hf(config: &HfConfig) -> Result<DecoderSpec, LoadError> {
-    config.refuse_sliding_window()?;
-    dense_from_hf(config, BIASES)
+    let biases = Biases { qkv: true, attention_output: false, mlp: false };
+    dense::from_hf(config, biases, config.windows_of_qwen()?, 10_000.0)
 }
 
 fn from_gguf(config: &GgufConfig<'_>) -> Result<DecoderSpec, LoadError> {
-    dense_from_gguf(config, BIASES)
+    dense::from_gguf(config, config.full_layers()?)
 }

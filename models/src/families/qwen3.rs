@@ -1,10 +1,10 @@
 //! Qwen3, dense: no biases, but an RMS norm on every head of q and k.
 
-use super::config::{GgufConfig, HfConfig};
-use super::llama::{dense_from_gguf, dense_from_hf};
-use super::{Family, GGUF_NAMES, HF_NAMES};
+use super::gguf::GgufConfig;
+use super::hf::HfConfig;
+use super::{Family, GGUF_NAMES, HF_NAMES, dense};
 use crate::error::LoadError;
-use crate::spec::{Biases, DecoderSpec};
+use crate::spec::{Biases, DecoderSpec, QkNorm};
 
 pub(super) const FAMILY: Family = Family {
     name: "qwen3",
@@ -18,12 +18,12 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn from_hf(config: &HfConfig) -> Result<DecoderSpec, LoadError> {
-    config.refuse_sliding_window()?;
-    let attention_bias = config.flag("attention_bias")?;
-    let biases = Biases { qkv: attention_bias, attention_output: attention_bias, mlp: false };
-    Ok(DecoderSpec { qk_norm: true, ..dense_from_hf(config, biases)? })
+    let config = &config.with_defaults(&[("head_dim", 128.into())]);
+    let biases = Biases { mlp: false, ..dense::biases_from_hf(config)? };
+    let spec = dense::from_hf(config, biases, config.windows_of_qwen()?, 10_000.0)?;
+    Ok(DecoderSpec { qk_norm: QkNorm::PerHead, ..spec })
 }
 
 fn from_gguf(config: &GgufConfig<'_>) -> Result<DecoderSpec, LoadError> {
-    Ok(DecoderSpec { qk_norm: true, ..dense_from_gguf(config, Biases::default())? })
+    Ok(DecoderSpec { qk_norm: QkNorm::PerHead, ..dense::from_gguf(config, config.full_layers()?)? })
 }

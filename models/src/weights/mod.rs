@@ -123,12 +123,28 @@ impl Weights {
     /// # Errors
     /// As [`Weights::tensor`], and [`LoadError::Tensor`] when its shape is another.
     pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Tensor<'_>, LoadError> {
+        self.rows(name, &[rows, cols], 0..rows)
+    }
+
+    /// Some rows of the tensor called `name`, which has shape `shape`; all dimensions but the last count rows.
+    ///
+    /// # Errors
+    /// As [`Weights::matrix`].
+    ///
+    /// # Panics
+    /// When the tensor has that shape, but not those rows.
+    pub fn rows(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Tensor<'_>, LoadError> {
         let tensor = self.tensor(name)?;
-        if tensor.shape.dims() != [rows as u64, cols as u64] {
-            let reason = format!("has shape {}, expected [{rows}, {cols}]", tensor.shape);
-            return Err(LoadError::tensor(name, reason));
+        if !tensor.shape.dims().iter().copied().eq(shape.iter().map(|dim| *dim as u64)) {
+            return Err(LoadError::tensor(name, format!("has shape {}, expected {shape:?}", tensor.shape)));
         }
-        Ok(tensor)
+        let Some((cols, outer)) = shape.split_last() else { return Ok(tensor) };
+        let num_rows: usize = outer.iter().product();
+        assert!(rows.start <= rows.end && rows.end <= num_rows, "rows {rows:?} of {num_rows}");
+        let row_bytes = tensor.data.len() / num_rows.max(1);
+        let data = tensor.data.start + rows.start * row_bytes..tensor.data.start + rows.end * row_bytes;
+        let shape = Shape::new(&[rows.len() as u64, *cols as u64]).expect("two dimensions are few");
+        Ok(Tensor { shape, data, ..tensor })
     }
 
     /// The vector called `name`, `[len]`, as f32.

@@ -31,6 +31,7 @@ struct Sequence<'a> {
     ids: &'a [TokenId],
     blocks: Vec<BlockId>,
     num_done: usize,
+    is_long: bool,
 }
 
 impl<R: ModelRunner> Driver<R> {
@@ -100,7 +101,11 @@ impl<R: ModelRunner> Driver<R> {
         for _ in 0..num_tokens {
             let needed = self.geometry.num_blocks_for(u32::try_from(ids.len()).unwrap());
             blocks.extend((u32::try_from(blocks.len()).unwrap()..needed).map(BlockId));
-            let seq = Sequence { ids: &ids, blocks: blocks.clone(), num_done };
+            let is_long = self.geometry.context.is_long(u32::try_from(ids.len()).unwrap());
+            if is_long && !self.geometry.context.is_long(u32::try_from(num_done).unwrap()) {
+                num_done = 0;
+            }
+            let seq = Sequence { ids: &ids, blocks: blocks.clone(), num_done, is_long };
             self.batch.clear();
             self.push(&seq, ids.len() - num_done, 1);
             let row = self.run().pop().unwrap();
@@ -126,7 +131,8 @@ impl<R: ModelRunner> Driver<R> {
         assert!(num_blocks <= stride, "{num_blocks} blocks for a prompt, {stride} for each");
         let blocks = (0..num_blocks).rev().map(|block| BlockId(slot * stride + block)).collect();
         let blocks = if slot == 0 { (0..num_blocks).map(BlockId).collect() } else { blocks };
-        Sequence { ids, blocks, num_done: 0 }
+        let is_long = self.geometry.context.is_long(u32::try_from(ids.len()).unwrap());
+        Sequence { ids, blocks, num_done: 0, is_long }
     }
 
     fn push(&mut self, seq: &Sequence<'_>, num_tokens: usize, num_logits: usize) {
@@ -143,6 +149,7 @@ impl<R: ModelRunner> Driver<R> {
             blocks: first_block..u32::try_from(batch.block_tables.len()).unwrap(),
             context_len: u32::try_from(range.end).unwrap(),
             num_logits: u32::try_from(num_logits).unwrap(),
+            is_long: seq.is_long,
         });
     }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes the golden models beside this script: tiny random decoders and what Hugging Face transformers computes with them.
 
-usage: make_golden.py [OUT_DIR]          needs torch, transformers, safetensors
+usage: make_golden.py [NAME ...]          needs torch, transformers, safetensors; all models unless some are named
 
 The weights are random and large enough that a missing norm, bias or rotation changes the logits by far more than the
 tolerance of the test. Seeds are tried until the greedy paths have no near ties. The reference runs in f32 on the stored
@@ -13,7 +13,9 @@ import sys
 
 import torch
 import transformers
-from transformers import LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import (Gemma2Config, Gemma3TextConfig, GemmaConfig, GraniteConfig, LlamaConfig, MistralConfig,
+                          MixtralConfig, Olmo2Config, OlmoeConfig, Phi3Config, Qwen2Config, Qwen3Config, Qwen3MoeConfig,
+                          SmolLM3Config)
 
 PROMPT_LENGTHS = (5, 33, 70)
 NUM_GREEDY = 24
@@ -27,6 +29,10 @@ COMMON = dict(
 LLAMA3_ROPE = dict(
     rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
     original_max_position_embeddings=32,
+)
+SMALL = dict(
+    vocab_size=64, hidden_size=32, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+    max_position_embeddings=128, bos_token_id=1, eos_token_id=2, pad_token_id=0, rms_norm_eps=1e-5,
 )
 # name: (configuration, stored type, layout of config.json, largest shard)
 MODELS = {
@@ -44,6 +50,35 @@ MODELS = {
                     rope_parameters=dict(rope_type="default", rope_theta=1000000.0)),
         torch.bfloat16, 5, "60KB"),
 }
+# The other families, smaller still, each with what sets it apart.
+SMALL_MODELS = {
+    "mistral-window": (MistralConfig(**SMALL, head_dim=16, sliding_window=12), 4),
+    "mixtral": (MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2, sliding_window=None), 5),
+    "qwen3_moe-mixed": (
+        Qwen3MoeConfig(**SMALL, head_dim=8, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=24,
+                       norm_topk_prob=True, mlp_only_layers=[1]), 4),
+    "gemma": (GemmaConfig(**SMALL, head_dim=16), 4),
+    "gemma2": (
+        Gemma2Config(**SMALL, head_dim=16, query_pre_attn_scalar=12, sliding_window=9, attn_logit_softcapping=2.0,
+                     final_logit_softcapping=6.0), 4),
+    "gemma3": (
+        Gemma3TextConfig(**SMALL, head_dim=8, query_pre_attn_scalar=12, sliding_window=9, sliding_window_pattern=2,
+                         rope_parameters=dict(
+                             full_attention=dict(rope_type="linear", rope_theta=1000000.0, factor=8.0),
+                             sliding_attention=dict(rope_type="default", rope_theta=10000.0))), 4),
+    "phi3-longrope": (
+        Phi3Config(**SMALL, original_max_position_embeddings=32, rope_parameters=dict(
+            rope_type="longrope", rope_theta=10000.0, partial_rotary_factor=0.5, short_factor=[1.0, 1.25],
+            long_factor=[1.5, 3.0])), 5),
+    "smollm3": (SmolLM3Config(**SMALL, no_rope_layer_interval=2, tie_word_embeddings=True), 4),
+    "granite": (
+        GraniteConfig(**SMALL, attention_multiplier=0.3, embedding_multiplier=3.0, residual_multiplier=0.4,
+                      logits_scaling=2.5, attention_bias=True, mlp_bias=True), 5),
+    "olmo2": (Olmo2Config(**SMALL), 4),
+    "olmoe-clipped": (
+        OlmoeConfig(**SMALL, num_experts=4, num_experts_per_tok=2, clip_qkv=1.0, norm_topk_prob=False), 5),
+}
+SMALL_PROMPT_LENGTHS, SMALL_GREEDY, SMALL_TOP = (5, 40), 30, 4
 
 
 def random_model(config, dtype, seed):
@@ -52,28 +87,29 @@ def random_model(config, dtype, seed):
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "norm" in name:
-                weight.copy_(1 + 0.3 * torch.randn_like(weight))
+                # Gemma stores norm weights less 1.
+                weight.copy_((0 if "gemma" in config.model_type else 1) + 0.3 * torch.randn_like(weight))
             elif name.endswith("bias"):
                 weight.copy_(0.5 * torch.randn_like(weight))
             elif "embed" in name:
                 weight.copy_(0.5 * torch.randn_like(weight))
             else:
-                weight.copy_(1.5 * torch.randn_like(weight) / weight.shape[1] ** 0.5)
+                weight.copy_(1.5 * torch.randn_like(weight) / weight.shape[-1] ** 0.5)
             weight.copy_(weight.to(dtype).float())
     return model.float().eval()
 
 
 @torch.no_grad()
-def expected(model, vocab_size, seed):
+def expected(model, vocab_size, seed, lengths, num_greedy, num_top):
     generator = torch.Generator().manual_seed(seed)
     cases = []
-    for length in PROMPT_LENGTHS:
+    for length in lengths:
         ids = torch.randint(3, vocab_size, (length,), generator=generator).tolist()
-        logits = model(torch.tensor([ids])).logits[0]
-        top = logits.topk(NUM_TOP)
+        logits = model(torch.tensor([ids]), use_cache=False).logits[0]
+        top = logits.topk(num_top)
         greedy, margin = [], 1.0
-        for _ in range(NUM_GREEDY):
-            last = model(torch.tensor([ids + greedy])).logits[0, -1]
+        for _ in range(num_greedy):
+            last = model(torch.tensor([ids + greedy]), use_cache=False).logits[0, -1]
             best = last.topk(2)
             margin = min(margin, ((best.values[0] - best.values[1]) / last.abs().max()).item())
             greedy.append(best.indices[0].item())
@@ -88,31 +124,47 @@ def expected(model, vocab_size, seed):
 def old_layout(config):
     """What checkpoints made before transformers 5 have instead of `rope_parameters` and `dtype`."""
     rope = config.pop("rope_parameters")
+    if "full_attention" in rope:
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        config["sliding_window_pattern"] = config.pop("_sliding_window_pattern")
+        rope = rope["full_attention"]
     config["rope_theta"] = rope.pop("rope_theta")
     config["rope_scaling"] = rope if rope["rope_type"] != "default" else None
     config["torch_dtype"] = config.pop("dtype")
     config["transformers_version"] = "4.51.3"
+    if config["model_type"] in ("gemma2", "gemma3_text"):
+        del config["layer_types"]
+    if config["model_type"] == "qwen3_moe":
+        config["num_experts"] = config.pop("num_local_experts", config.get("num_experts"))
     return config
 
 
-def main(out):
+def make(folder, config, dtype, layout, shard, cases):
+    for seed in range(1, 200):
+        model = random_model(config, dtype, seed)
+        prompts = expected(model, config.vocab_size, seed, *cases)
+        if min(case["greedy_min_margin"] for case in prompts) > MIN_MARGIN:
+            break
+    model.generation_config = transformers.GenerationConfig(
+        bos_token_id=1, eos_token_id=[2, 0], do_sample=True, temperature=0.6, top_p=0.9)
+    model.to(dtype).save_pretrained(folder, max_shard_size=shard)
+    if layout == 4:
+        path = folder / "config.json"
+        path.write_text(json.dumps(old_layout(json.loads(path.read_text())), indent=2) + "\n")
+    reference = f"transformers {transformers.__version__}, torch {torch.__version__}, float32, eager, no cache"
+    text = json.dumps(dict(reference=reference, seed=seed, prompts=prompts), separators=(",", ":"))
+    (folder / "expected.json").write_text(text + "\n")
+    print(folder.name, "seed", seed, "margin", min(case["greedy_min_margin"] for case in prompts))
+
+
+def main(names):
+    out = pathlib.Path(__file__).parent
     for name, (config, dtype, layout, shard) in MODELS.items():
-        for seed in range(1, 100):
-            model = random_model(config, dtype, seed)
-            prompts = expected(model, config.vocab_size, seed)
-            if min(case["greedy_min_margin"] for case in prompts) > MIN_MARGIN:
-                break
-        folder = out / name
-        model.generation_config = transformers.GenerationConfig(
-            bos_token_id=1, eos_token_id=[2, 0], do_sample=True, temperature=0.6, top_p=0.9)
-        model.to(dtype).save_pretrained(folder, max_shard_size=shard)
-        if layout == 4:
-            path = folder / "config.json"
-            path.write_text(json.dumps(old_layout(json.loads(path.read_text())), indent=2) + "\n")
-        reference = f"transformers {transformers.__version__}, torch {torch.__version__}, float32, eager, no cache"
-        text = json.dumps(dict(reference=reference, seed=seed, prompts=prompts), separators=(",", ":"))
-        (folder / "expected.json").write_text(text + "\n")
-        print(name, "seed", seed, "margin", min(case["greedy_min_margin"] for case in prompts))
+        if name in names or not names:
+            make(out / name, config, dtype, layout, shard, (PROMPT_LENGTHS, NUM_GREEDY, NUM_TOP))
+    for name, (config, layout) in SMALL_MODELS.items():
+        if name in names or not names:
+            make(out / name, config, torch.bfloat16, layout, "1MB", (SMALL_PROMPT_LENGTHS, SMALL_GREEDY, SMALL_TOP))
 
 
-main(pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parent))
+main(sys.argv[1:])

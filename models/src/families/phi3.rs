@@ -1,0 +1,27 @@
+//! Phi 3 and 4 mini: llama with q, k and v in one matrix, gate and up in another; long contexts turn by other
+//! frequencies.
+
+use super::gguf::GgufConfig;
+use super::hf::HfConfig;
+use super::{Family, GGUF_NAMES, HF_NAMES, dense};
+use crate::error::LoadError;
+use crate::spec::{Biases, DecoderSpec};
+
+pub(super) const FAMILY: Family = Family {
+    name: "phi3",
+    hf_architectures: &["Phi3ForCausalLM"],
+    gguf_architectures: &["phi3"],
+    from_hf,
+    from_gguf,
+    hf_tensors: HF_NAMES,
+    gguf_tensors: GGUF_NAMES,
+    gguf_pairs_rows: false,
+};
+
+fn from_hf(config: &HfConfig) -> Result<DecoderSpec, LoadError> {
+    dense::from_hf(config, Biases::default(), config.windows_everywhere()?, 10_000.0)
+}
+
+fn from_gguf(config: &GgufConfig<'_>) -> Result<DecoderSpec, LoadError> {
+    dense::from_gguf(config, config.windows(|_| true)?)
+}
