@@ -254,7 +254,7 @@ impl Bench {
         times.sort_unstable();
         let (median, best) = (times[times.len() / 2], times[0]);
         let nanos = median.as_secs_f64() * 1e9;
-        let is_int8 = matches!(self.info.layout, "Q8_0" | "Q4_0");
+        let is_int8 = !matches!(self.info.layout, "F32" | "F16" | "BF16");
         Figure {
             num_tokens,
             num_seqs,

@@ -3,6 +3,7 @@
 //! Flags hold text as typed; src/config.rs gives them types, so that a bad value gets the same message from every source.
 
 use crate::config::{ConfigError, FLAGS, Overrides};
+use crate::quantize::Target;
 use crate::synth::{Shape, SynthFormat};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -27,6 +28,8 @@ pub enum Command {
     Synth(SynthArgs),
     /// Measure prefill and decode tokens/s by batch size, and what they are of this machine's limits
     Bench(BenchArgs),
+    /// Write a model as a GGUF file in fewer bits
+    Quantize(QuantizeArgs),
     /// Say what a model's files hold and what serving it takes
     Inspect(InspectArgs),
     /// Talk to a running server, or answer one prompt in a pipe
@@ -184,6 +187,25 @@ pub struct BenchArgs {
     /// JSON instead of a table
     #[arg(long)]
     pub json: bool,
+}
+
+/// Flags of `tokenmill quantize`.
+#[derive(Debug, Args)]
+pub struct QuantizeArgs {
+    /// GGUF file or Hugging Face folder
+    #[arg(value_name = "IN")]
+    pub source: PathBuf,
+    /// The GGUF file to write
+    pub out: PathBuf,
+    /// What the weights become
+    #[arg(long, value_enum)]
+    pub to: Target,
+    /// Replace the file if it exists
+    #[arg(long)]
+    pub force: bool,
+    /// Threads that compute [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub threads: Option<u16>,
 }
 
 /// Flags of `tokenmill inspect`.

@@ -6,13 +6,14 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
+use crate::prompt::{ChatTemplate, Tokenizer};
 use serde_json::{Map, Value, json};
 use tokenmill_models::spec::{DecoderSpec, RopeScaling};
 use tokenmill_models::weights::Weights;
 use tokenmill_models::{Estimate, LoadError, ModelSource, OpenModel, Quantize, estimate};
 
-/// Context lengths for which memory is worked out, as far as the model has them.
-const CONTEXT_LENGTHS: [u32; 4] = [2_048, 8_192, 32_768, 131_072];
+/// Shortest context for which memory is worked out; it doubles as far as the model has positions.
+const SHORTEST_CONTEXT: u32 = 4_096;
 /// Most bytes of a `tokenizer_config.json` that is looked into.
 const MAX_TOKENIZER_CONFIG_BYTES: u64 = 16 << 20;
 
@@ -73,23 +74,66 @@ fn report(path: &Path, quantize: Quantize) -> Result<Value, InspectError> {
         Ok(estimated) => (estimated, problem),
         Err(error) => (None, Some(error.to_string())),
     };
-    report.insert("supported".to_owned(), json!(problem.is_none()));
-    if let Some(problem) = problem {
-        report.insert("reason".to_owned(), json!(problem));
+    let weights = if model.is_none() { Some(Weights::open(path)?) } else { None };
+    let source = match (&model, &weights) {
+        (Some(model), _) => model.source.clone(),
+        (None, Some(Weights::Gguf(gguf))) => ModelSource::Gguf(gguf.metadata().clone()),
+        (None, _) => ModelSource::Folder { dir: path.to_owned() },
+    };
+    let reasons: Vec<String> = problem.into_iter().chain(text_problem(&source)).collect();
+    report.insert("supported".to_owned(), json!(reasons.is_empty()));
+    if !reasons.is_empty() {
+        report.insert("reason".to_owned(), json!(reasons.join("; ")));
     }
-    match &model {
-        Some(model) => {
+    match (&model, &weights) {
+        (Some(model), _) => {
             describe(&mut report, model, path);
             report.insert("tensors".to_owned(), tensors(&model.weights));
         }
-        None => {
-            report.insert("tensors".to_owned(), tensors(&Weights::open(path)?));
+        (None, weights) => {
+            identify(&mut report, &source, path);
+            report.insert("tensors".to_owned(), weights.as_ref().map(tensors).unwrap_or_default());
         }
     }
     if let (Some(model), Some(estimated)) = (&model, estimated) {
         report.insert("memory".to_owned(), memory(&model.spec, estimated));
     }
     Ok(Value::Object(report))
+}
+
+/// Why text cannot go in or come out, if it cannot.
+fn text_problem(source: &ModelSource) -> Option<String> {
+    let tokenizer = match source {
+        ModelSource::Folder { dir } => Tokenizer::from_folder(dir),
+        ModelSource::Gguf(metadata) => Tokenizer::from_gguf(metadata),
+    };
+    match tokenizer {
+        // A model without a template completes text, and says so when it is asked to chat.
+        Ok(tokenizer) if tokenizer.chat_templates().is_empty() => None,
+        Ok(tokenizer) => ChatTemplate::from_tokenizer(&tokenizer).err().map(|error| error.to_string()),
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+/// What the files say of a model that nothing here can open.
+fn identify(report: &mut Map<String, Value>, source: &ModelSource, path: &Path) {
+    let mut set = |key: &str, value: Value| report.insert(key.to_owned(), value);
+    match source {
+        ModelSource::Gguf(metadata) => {
+            let text = |key: &str| metadata.str(key).ok().flatten().map(ToOwned::to_owned);
+            set("architecture", json!(text("general.architecture")));
+            set("name", json!(text("general.name")));
+        }
+        ModelSource::Folder { dir } => {
+            let config_path = dir.join("config.json");
+            let size_bytes = std::fs::metadata(&config_path).map_or(u64::MAX, |metadata| metadata.len());
+            let text = (size_bytes <= MAX_TOKENIZER_CONFIG_BYTES).then(|| std::fs::read(config_path).ok()).flatten();
+            let config: Value = text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+            set("architecture", config["architectures"][0].clone());
+        }
+    }
+    set("tokenizer", json!(tokenizer(source)));
+    set("chat_template", json!(chat_template(source, path)));
 }
 
 fn describe(report: &mut Map<String, Value>, model: &OpenModel, path: &Path) {
@@ -204,7 +248,8 @@ fn tensors(weights: &Weights) -> Value {
 /// Weights, and what one sequence of several lengths takes beside them.
 fn memory(spec: &DecoderSpec, estimated: Estimate) -> Value {
     let longest = spec.max_position_embeddings;
-    let mut lengths: Vec<u32> = CONTEXT_LENGTHS.into_iter().filter(|len| *len < longest).collect();
+    let doubling = std::iter::successors(Some(SHORTEST_CONTEXT), |len| len.checked_mul(2));
+    let mut lengths: Vec<u32> = doubling.take_while(|len| *len < longest).collect();
     lengths.push(longest);
     let contexts = lengths.into_iter().map(|len| {
         let kv_bytes = u64::from(len) * estimated.kv_bytes_per_token;
@@ -256,6 +301,8 @@ fn write_text(out: &mut impl Write, report: &Value) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokenmill_kernels::quant::Format;
+    use tokenmill_models::weights::gguf_writer::GgufHeader;
 
     fn golden(name: &str) -> std::path::PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tests/golden").join(name)
@@ -264,7 +311,8 @@ mod tests {
     #[test]
     fn a_model_is_described_as_it_would_be_loaded() {
         let report = report(&golden("qwen2-tied"), Quantize::Q8_0).unwrap();
-        assert_eq!(report["supported"], true);
+        // The folder has weights alone.
+        assert!(report["reason"].as_str().unwrap().contains("tokenizer.json"), "{}", report["reason"]);
         assert_eq!((&report["family"], &report["layers"]), (&json!("qwen2"), &json!(2)));
         assert_eq!(report["tensors"][0]["type"], "F16");
         assert_eq!(report["memory"]["layout"], "Q8_0");
@@ -274,7 +322,46 @@ mod tests {
         let mut text = Vec::new();
         run(&golden("qwen2-tied"), Quantize::Auto, false, &mut text).unwrap();
         let text = String::from_utf8(text).unwrap();
-        assert!(text.contains("yarn, factor 4") && text.contains("supported          yes"), "{text}");
+        assert!(text.contains("yarn, factor 4") && text.contains("supported          no"), "{text}");
+        let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/model");
+        let mut text = Vec::new();
+        run(&demo, Quantize::Auto, false, &mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.contains("supported          yes") && text.contains("4096 tokens: KV"), "{text}");
+    }
+
+    #[test]
+    fn contexts_double_up_to_what_the_model_has() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["config.json", "model.safetensors"] {
+            std::fs::copy(golden("qwen2-tied").join(name), dir.path().join(name)).unwrap();
+        }
+        let path = dir.path().join("config.json");
+        let config = std::fs::read_to_string(&path).unwrap();
+        let long = r#""max_position_embeddings": 20000"#;
+        std::fs::write(&path, config.replace(r#""max_position_embeddings": 256"#, long)).unwrap();
+        let report = report(dir.path(), Quantize::Auto).unwrap();
+        let contexts = report["memory"]["contexts"].as_array().unwrap().iter();
+        assert_eq!(contexts.map(|row| row["tokens"].as_u64().unwrap()).collect::<Vec<_>>(), [4096, 8192, 16384, 20000]);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_served_still_says_what_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("other.gguf");
+        let mut header = GgufHeader::new();
+        header.put_str("general.architecture", "mamba");
+        header.put_str("general.name", "Somebody's Mamba");
+        header.put_str("tokenizer.ggml.model", "rwkv");
+        header.declare("token_embd.weight", &[2, 256], Format::Q6_K).unwrap();
+        let mut writer = header.start(std::fs::File::create(&path).unwrap()).unwrap();
+        writer.write(&[0; 420]).unwrap();
+        writer.finish().unwrap();
+        let report = report(&path, Quantize::Auto).unwrap();
+        assert_eq!((&report["architecture"], &report["name"]), (&json!("mamba"), &json!("Somebody's Mamba")));
+        assert_eq!((&report["tokenizer"], &report["tensors"][0]["type"]), (&json!("GGUF rwkv"), &json!("Q6_K")));
+        let reason = report["reason"].as_str().unwrap();
+        assert!(reason.contains("architecture 'mamba'") && reason.contains("tokenizer"), "{reason}");
     }
 
     #[test]

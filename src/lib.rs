@@ -22,6 +22,7 @@ pub mod loading;
 pub mod metrics;
 mod peers;
 pub mod prompt;
+pub mod quantize;
 pub mod router;
 pub mod server;
 pub mod serving;

@@ -1,15 +1,16 @@
 //! The binary: reads the command line, runs the command, and says in one line what went wrong.
 
 use clap::Parser;
-use std::io::{Write, stderr, stdout};
+use std::io::{IsTerminal, Write, stderr, stdout};
 use std::path::Path;
 use std::process::ExitCode;
 use tokenmill::bench::{self, BenchOptions};
-use tokenmill::cli::{BenchArgs, Cli, Command, InspectArgs, PullArgs, ServeArgs, SynthArgs};
+use tokenmill::cli::{BenchArgs, Cli, Command, InspectArgs, PullArgs, QuantizeArgs, ServeArgs, SynthArgs};
 use tokenmill::completions::{write_completions, write_page, write_pages};
 use tokenmill::config::{ByteSize, Config, ConfigError};
 use tokenmill::inspect;
 use tokenmill::loading::{self, LoadFailure, load_options, resolve};
+use tokenmill::quantize::{Progress, QuantizeOptions, quantize};
 use tokenmill::startup::{self, StartError};
 use tokenmill::synth::{SynthOptions, synth};
 use tokenmill::terminal;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         Command::Pull(args) => pull(&args),
         Command::Synth(args) => write_synthetic(args),
         Command::Bench(args) => measure(&args),
+        Command::Quantize(args) => write_quantized(args),
         Command::Inspect(args) => describe(&args),
         Command::Chat(args) => terminal::run(&args).map_err(Into::into),
         Command::Completions { shell } => write_completions(shell, &mut stdout().lock()).map_err(Into::into),
@@ -70,6 +72,35 @@ fn write_synthetic(args: SynthArgs) -> anyhow::Result<()> {
     let report = synth(&SynthOptions { shape, format, out: out.clone(), force, seed })?;
     let size = ByteSize::new(report.file_bytes);
     writeln!(stdout(), "{}: {} weights, {size}", out.display(), report.num_params)?;
+    Ok(())
+}
+
+fn write_quantized(args: QuantizeArgs) -> anyhow::Result<()> {
+    let QuantizeArgs { source, out, to, force, threads } = args;
+    let num_threads = threads.map_or_else(|| std::thread::available_parallelism().map_or(1, Into::into), usize::from);
+    let on_terminal = stderr().is_terminal();
+    let mut show = |progress: Progress<'_>| {
+        let (done, all) = progress.num_bytes;
+        let (percent, number) = (100 * done / all.max(1), progress.tensor_idx + 1);
+        if on_terminal {
+            let format = progress.format.info().name;
+            // The line is cleared to its end, and nobody needs to see it.
+            let line =
+                format!("\r{percent:3} %  {number}/{} {} as {format}\x1b[K", progress.num_tensors, progress.name);
+            let _written = stderr().write_all(line.as_bytes());
+        }
+    };
+    let result = quantize(&QuantizeOptions { source, out: out.clone(), target: to, force, num_threads }, &mut show);
+    if on_terminal {
+        let _written = stderr().write_all(b"\r\x1b[K");
+    }
+    let report = result?;
+    let (before, size) = (ByteSize::new(report.source_bytes), ByteSize::new(report.file_bytes));
+    writeln!(stdout(), "{}: {} tensors, {before} before, {size} now", out.display(), report.num_tensors)?;
+    if report.num_fallbacks > 0 {
+        let count = report.num_fallbacks;
+        writeln!(stdout(), "{count} matrices have rows that are not whole blocks and got a format with more bits")?;
+    }
     Ok(())
 }
 

@@ -431,7 +431,7 @@ mod tests {
             assert_eq!(file.tensor("token_embd.weight").unwrap().format, Some(embedding));
             for (name, tensor) in file.tensors().filter(|(_, tensor)| tensor.shape.dims().len() == 2) {
                 let dims: Vec<usize> = tensor.shape.dims().iter().map(|&dim| usize::try_from(dim).unwrap()).collect();
-                let data = &file.file().bytes()[tensor.data.clone()];
+                let data = &file.file_of(tensor).bytes()[tensor.data.clone()];
                 let matrix = QuantMatrix::new(tensor.format.unwrap(), dims[0], dims[1], data).unwrap();
                 let mut row = vec![0.0; dims[1]];
                 let (mut sum, mut squares) = (0.0, 0.0);

@@ -131,3 +131,22 @@ fn synth_does_not_overwrite() {
     let output = tokenmill(&["synth", "--shape", "gpt-5", "x"]).output().unwrap();
     check_error(&output, 2, &["gpt-5"]);
 }
+
+#[test]
+fn quantize_writes_a_model_and_does_not_overwrite() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, demo) = (dir.path().join("demo.gguf"), concat!(env!("CARGO_MANIFEST_DIR"), "/demo/model"));
+    let run = |more: &[&str]| {
+        let arguments = [&["quantize", demo, file.to_str().unwrap(), "--to", "q4_k_m"], more].concat();
+        tokenmill(&arguments).output().unwrap()
+    };
+    let output = run(&[]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "no progress where nobody looks");
+    assert!(text.contains("demo.gguf: ") && text.contains("tensors"), "{text}");
+    check_error(&run(&[]), 1, &["demo.gguf exists", "--force"]);
+    assert!(run(&["--force", "--threads", "1"]).status.success());
+    let inspected = tokenmill(&["inspect", file.to_str().unwrap()]).output().unwrap();
+    let text = String::from_utf8(inspected.stdout).unwrap();
+    assert!(text.contains("supported          yes") && text.contains("Q5_0"), "{text}");
+}

@@ -18,7 +18,9 @@ use std::ops::Range;
 use super::job::{Job, Sums};
 use super::super_units::{MinScales, NUM_BLOCKS, Q4KUnit, Q5KUnit, Q6KUnit};
 use super::units::{HighBlock, Iq4Unit, LANES, Q4Unit, Q5Unit, Q8Unit};
-use super::x86::{ahead, load_bytes_128, load_bytes_512, load_halves_256, prefetch_after, store_512};
+use super::x86::{
+    ahead, load_bytes_128, load_bytes_512, load_halves_256, prefetch_after, prefetch_part_after, store_512,
+};
 use crate::activations::{Int8Unit, MAX_TILE_ROWS};
 use crate::quant::IQ4_TABLE;
 
@@ -26,8 +28,8 @@ use crate::quant::IQ4_TABLE;
 macro_rules! add_blocks {
     ($units:ident, $x:ident, $ahead:ident, $weights:path, $init:ident; $num_rows:literal: $($acc:ident = $row:literal),+) => {
         for (unit, x) in $units.iter().zip($x.as_chunks::<$num_rows>().0) {
-            prefetch_after::<$ahead, _>(unit);
             for block in 0..2 {
+                prefetch_part_after::<$ahead, 2, _>(unit, block);
                 let weights = $weights(unit, block);
                 let weight_scales = _mm512_cvtph_ps(load_halves_256(&unit.scales[block]));
                 $(

@@ -22,11 +22,19 @@ pub(super) mod ahead {
 /// Asks for the cache lines of `value`'s size that lie `AHEAD` bytes (one of [`ahead`]) after it.
 #[inline(always)]
 pub(super) fn prefetch_after<const AHEAD: usize, T>(value: &T) {
+    prefetch_part_after::<AHEAD, 1, T>(value, 0);
+}
+
+/// The same for one of `PARTS` equal parts of `value`: requests for all lines of a large one at once would wait for each
+/// other.
+#[inline(always)]
+pub(super) fn prefetch_part_after<const AHEAD: usize, const PARTS: usize, T>(value: &T, part: usize) {
     if AHEAD == ahead::NONE {
         return;
     }
     let start: *const i8 = std::ptr::from_ref(value).cast();
-    for line in 0..size_of::<T>().div_ceil(64) {
+    let num_lines = size_of::<T>().div_ceil(64);
+    for line in part * num_lines / PARTS..(part + 1) * num_lines / PARTS {
         // The end of the matrix may lie before that, hence no `add`.
         let line = start.wrapping_add(AHEAD + 64 * line);
         if AHEAD == ahead::FEW_ROWS {

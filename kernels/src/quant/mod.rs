@@ -13,6 +13,7 @@ mod bfloat16;
 mod fit;
 mod float16;
 mod float32;
+mod float8;
 mod iq4_nl;
 mod iq4_xs;
 mod mxfp4;
@@ -47,6 +48,8 @@ pub enum Format {
     F16,
     /// The upper half of a single.
     BF16,
+    /// A float of eight bits, four of them exponent; in safetensors only.
+    F8_E4M3,
     /// Blocks of 32: an f16 scale and 32 signed bytes.
     Q8_0,
     /// Blocks of 32: an f16 scale and 32 values of 4 bits, stored with 8 added.
@@ -82,7 +85,7 @@ pub struct FormatInfo {
     pub format: Format,
     /// Its name in GGUF, logs and `inspect`.
     pub name: &'static str,
-    /// Its `ggml_type` number in GGUF files.
+    /// Its `ggml_type` number in GGUF files; one that no file has where GGUF does not know the format.
     pub gguf_type: u32,
     /// Values in a block.
     pub block_len: usize,
@@ -106,6 +109,7 @@ pub const FORMATS: &[FormatInfo] = &[
     float32::INFO,
     float16::INFO,
     bfloat16::INFO,
+    float8::INFO,
     q8_0::INFO,
     q4_0::INFO,
     q4_1::INFO,

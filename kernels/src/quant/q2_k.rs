@@ -15,7 +15,8 @@ pub(super) const INFO: FormatInfo = FormatInfo {
     gguf_type: 10,
     block_len: SUPER_LEN,
     block_bytes: BLOCK_BYTES,
-    // Minima for each sixteenth fit no other layout; 8 bits lose a fiftieth of what the two bits lost already.
+    // Minima for each sixteenth fit no other layout. On normally distributed weights the bytes add 0.02 % to the error
+    // that the two bits have, but a weight takes 8.5 bits in memory.
     native_layout: Layout::Q8,
     dequantize,
     quantize: None,

@@ -15,7 +15,7 @@ pub(super) const INFO: FormatInfo = FormatInfo {
     gguf_type: 3,
     block_len: BLOCK_LEN,
     block_bytes: BLOCK_BYTES,
-    // Rare in files; 8 bits lose less than a tenth of what the four bits lost already.
+    // Rare in files. On normally distributed weights the bytes add 0.2 % to the error that the four bits have.
     native_layout: Layout::Q8,
     dequantize,
     quantize: Some(quantize),

@@ -1,4 +1,4 @@
-//! [`Gguf`]: a reader for GGUF files, versions 2 and 3, that trusts nothing in them.
+//! [`Gguf`]: a reader for GGUF files, versions 2 and 3, in one part or split, that trusts nothing in them.
 //!
 //! Everything a file claims is checked before it is used: counts, lengths, nesting, products of dimensions, types,
 //! alignment, and that tensors lie inside the file and do not overlap. Until that is done only small tables are
@@ -6,7 +6,7 @@
 //! The format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokenmill_kernels::quant::Format;
@@ -20,6 +20,8 @@ use crate::error::LoadError;
 const MAGIC: u32 = u32::from_le_bytes(*b"GGUF");
 /// Most tensors that are accepted; the largest published models have a few thousand.
 const MAX_TENSORS: u64 = 32_768;
+/// Most files that a model may be split into.
+const MAX_PARTS: u16 = 512;
 const DEFAULT_ALIGNMENT: u32 = 32;
 
 /// A type that ggml can store: enough to check bounds, also of types that no kernel here can read.
@@ -70,10 +72,10 @@ const GGML_TYPES: &[GgmlType] = &[
     ggml(39, "MXFP4", 32, 17),
 ];
 
-/// A GGUF file: its metadata and where its tensors lie. Cheap to clone; keeps the file mapped.
+/// A GGUF file with all its parts: its metadata and where its tensors lie. Cheap to clone; keeps the files mapped.
 #[derive(Clone, Debug)]
 pub struct Gguf {
-    file: Arc<MappedFile>,
+    parts: Arc<[Arc<MappedFile>]>,
     metadata: GgufMetadata,
     /// Sorted by name.
     tensors: Arc<[GgufTensor]>,
@@ -82,6 +84,8 @@ pub struct Gguf {
 /// Where one tensor of a [`Gguf`] lies.
 #[derive(Clone, Debug)]
 pub struct GgufTensor {
+    part_idx: usize,
+    /// Bytes of its part.
     name: Range<usize>,
     /// Outermost dimension first, the reverse of the file's order.
     pub shape: Shape,
@@ -89,40 +93,74 @@ pub struct GgufTensor {
     pub format: Option<Format>,
     /// The type as ggml calls it.
     pub type_name: &'static str,
-    /// Bytes of the file.
+    /// Bytes of its part.
     pub data: Range<usize>,
 }
 
 impl Gguf {
-    /// Maps and checks the file at `path`.
+    /// Maps and checks the file at `path`, and all parts of the model where it is one of several.
     ///
     /// # Errors
-    /// [`LoadError::Io`], [`LoadError::NotAModel`] or, naming the key or tensor, [`LoadError::Damaged`].
+    /// [`LoadError::Io`], [`LoadError::NotAModel`] or, naming the key, tensor or part, [`LoadError::Damaged`].
     pub fn open(path: &Path) -> Result<Self, LoadError> {
-        let file = Arc::new(MappedFile::open(path)?);
-        let mut cursor = Cursor { bytes: file.bytes(), pos: 0 };
-        let (num_tensors, num_entries) = read_header(&mut cursor, path)?;
-        let metadata = GgufMetadata::read(&file, &mut cursor, num_entries)?;
-        let alignment = metadata.u32("general.alignment")?.unwrap_or(DEFAULT_ALIGNMENT);
-        if !alignment.is_power_of_two() {
-            return Err(LoadError::damaged(path, format!("general.alignment is {alignment}, not a power of two")));
+        let opened = Part::open(path, 0)?;
+        let Some(split) = Split::of(&opened, path)? else { return Self::from_parts(vec![opened], path) };
+        let mut parts = Vec::new();
+        let mut num_tensors = 0;
+        for part_idx in 0..split.num_parts {
+            let part_path = split.path_of(part_idx);
+            let part = Part::open(&part_path, usize::from(part_idx)).map_err(|error| match error {
+                LoadError::Io { path, source } if source.kind() == std::io::ErrorKind::NotFound => {
+                    let reason = format!(
+                        "it is part {} of {}, and part {} is missing: {}",
+                        split.part_idx + 1,
+                        split.num_parts,
+                        part_idx + 1,
+                        path.display()
+                    );
+                    LoadError::NotAModel { path: split.path.clone(), reason }
+                }
+                other => other,
+            })?;
+            let found = Split::of(&part, &part_path)?.map(|split| (split.part_idx, split.num_parts));
+            if found != Some((part_idx, split.num_parts)) {
+                let reason = format!("split.no and split.count do not say part {part_idx} of {}", split.num_parts);
+                return Err(LoadError::damaged(&part_path, reason));
+            }
+            num_tensors += part.tensors.len();
+            if num_tensors as u64 > MAX_TENSORS {
+                return Err(LoadError::damaged(&part_path, format!("more than {MAX_TENSORS} tensors in all parts")));
+            }
+            parts.push(part);
         }
-        let mut tensors = read_tensor_table(&mut cursor, path, num_tensors)?;
-        place_tensors(&mut tensors, &file, cursor.pos, alignment)?;
-        let bytes = file.bytes();
-        tensors.sort_by(|a, b| bytes[a.name.clone()].cmp(&bytes[b.name.clone()]));
-        let twice = tensors.windows(2).find(|pair| bytes[pair[0].name.clone()] == bytes[pair[1].name.clone()]);
-        if let Some(pair) = twice {
-            let name = String::from_utf8_lossy(&bytes[pair[0].name.clone()]);
-            return Err(LoadError::damaged(path, format!("tensor '{}' occurs twice", shorten(&name))));
+        let declared = parts[0].metadata.u32("split.tensors.count")?;
+        if declared.is_some_and(|declared| declared as usize != num_tensors) {
+            let reason = format!("split.tensors.count is {}, but the parts hold {num_tensors}", declared.unwrap_or(0));
+            return Err(LoadError::damaged(&split.path_of(0), reason));
         }
-        Ok(Self { file, metadata, tensors: tensors.into() })
+        Self::from_parts(parts, path)
     }
 
-    /// Where the file was.
+    fn from_parts(parts: Vec<Part>, path: &Path) -> Result<Self, LoadError> {
+        let metadata = parts[0].metadata.clone();
+        let (mut files, mut tensors) = (Vec::with_capacity(parts.len()), Vec::new());
+        for part in parts {
+            files.push(part.file);
+            tensors.extend(part.tensors);
+        }
+        let name = |tensor: &GgufTensor| &files[tensor.part_idx].bytes()[tensor.name.clone()];
+        tensors.sort_by(|a, b| name(a).cmp(name(b)));
+        if let Some(pair) = tensors.windows(2).find(|pair| name(&pair[0]) == name(&pair[1])) {
+            let name = String::from_utf8_lossy(name(&pair[0]));
+            return Err(LoadError::damaged(path, format!("tensor '{}' occurs twice", shorten(&name))));
+        }
+        Ok(Self { parts: files.into(), metadata, tensors: tensors.into() })
+    }
+
+    /// Where the file was; of several parts, the first.
     #[must_use]
     pub fn path(&self) -> &Path {
-        self.file.path()
+        self.parts[0].path()
     }
 
     /// The typed key-value part.
@@ -143,15 +181,90 @@ impl Gguf {
         Some(&self.tensors[found])
     }
 
-    /// The mapped file that the tensors' ranges refer to.
+    /// The mapped file that `tensor`'s ranges refer to.
     #[must_use]
-    pub fn file(&self) -> &MappedFile {
-        &self.file
+    pub fn file_of(&self, tensor: &GgufTensor) -> &MappedFile {
+        &self.parts[tensor.part_idx]
     }
 
     fn name(&self, tensor: &GgufTensor) -> &str {
-        std::str::from_utf8(&self.file.bytes()[tensor.name.clone()]).expect("checked when the file was opened")
+        let bytes = &self.file_of(tensor).bytes()[tensor.name.clone()];
+        std::str::from_utf8(bytes).expect("checked when the file was opened")
     }
+}
+
+/// One file of a model.
+struct Part {
+    file: Arc<MappedFile>,
+    metadata: GgufMetadata,
+    tensors: Vec<GgufTensor>,
+}
+
+impl Part {
+    /// Maps and checks the file at `path`, which becomes part `part_idx`.
+    fn open(path: &Path, part_idx: usize) -> Result<Self, LoadError> {
+        let file = Arc::new(MappedFile::open(path)?);
+        let mut cursor = Cursor { bytes: file.bytes(), pos: 0 };
+        let (num_tensors, num_entries) = read_header(&mut cursor, path)?;
+        let metadata = GgufMetadata::read(&file, &mut cursor, num_entries)?;
+        let alignment = metadata.u32("general.alignment")?.unwrap_or(DEFAULT_ALIGNMENT);
+        if !alignment.is_power_of_two() {
+            return Err(LoadError::damaged(path, format!("general.alignment is {alignment}, not a power of two")));
+        }
+        let mut tensors = read_tensor_table(&mut cursor, path, num_tensors)?;
+        place_tensors(&mut tensors, &file, cursor.pos, alignment)?;
+        for tensor in &mut tensors {
+            tensor.part_idx = part_idx;
+        }
+        Ok(Self { file, metadata, tensors })
+    }
+}
+
+/// What a part of a split model says of itself.
+struct Split {
+    path: PathBuf,
+    /// What comes before `-00001-of-00003.gguf`.
+    stem: String,
+    /// From 0.
+    part_idx: u16,
+    num_parts: u16,
+}
+
+impl Split {
+    /// None for a file that is the whole model.
+    fn of(part: &Part, path: &Path) -> Result<Option<Self>, LoadError> {
+        let number = |key: &str| match part.metadata.u32(key)? {
+            Some(number) => u16::try_from(number)
+                .map(Some)
+                .map_err(|_| LoadError::damaged(path, format!("{key} is {number}, more than any file is split into"))),
+            None => Ok(None),
+        };
+        let Some(num_parts) = number("split.count")?.filter(|count| *count > 1) else { return Ok(None) };
+        let part_idx = number("split.no")?.unwrap_or(0);
+        if num_parts > MAX_PARTS || part_idx >= num_parts {
+            let reason = format!("split.no {part_idx} and split.count {num_parts} are no part of at most {MAX_PARTS}");
+            return Err(LoadError::damaged(path, reason));
+        }
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let Some(stem) = name.strip_suffix(&ending(part_idx, num_parts)) else {
+            let reason = format!(
+                "it is part {} of {num_parts}, so its name must end in '{}' for the others to be found",
+                part_idx + 1,
+                ending(part_idx, num_parts)
+            );
+            return Err(LoadError::NotAModel { path: path.to_owned(), reason });
+        };
+        Ok(Some(Self { path: path.to_owned(), stem: stem.to_owned(), part_idx, num_parts }))
+    }
+
+    fn path_of(&self, part_idx: u16) -> PathBuf {
+        self.path.with_file_name(format!("{}{}", self.stem, ending(part_idx, self.num_parts)))
+    }
+}
+
+/// How the name of a part ends.
+fn ending(part_idx: u16, num_parts: u16) -> String {
+    format!("-{:05}-of-{num_parts:05}.gguf", part_idx + 1)
 }
 
 /// Checks magic and version; returns the numbers of tensors and of metadata keys.
@@ -202,7 +315,14 @@ fn read_tensor_table(cursor: &mut Cursor<'_>, path: &Path, num_tensors: u64) -> 
             return Err(in_tensor(format!("its offset {offset} lies beyond the end of the file")));
         };
         let format = Format::from_gguf_type(type_id);
-        tensors.push(GgufTensor { name: name_range, shape, format, type_name: known.name, data: start..end });
+        tensors.push(GgufTensor {
+            part_idx: 0,
+            name: name_range,
+            shape,
+            format,
+            type_name: known.name,
+            data: start..end,
+        });
     }
     Ok(tensors)
 }

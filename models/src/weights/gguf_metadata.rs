@@ -47,10 +47,18 @@ pub enum ValueType {
 }
 
 impl ValueType {
-    fn from_id(id: u32) -> Option<Self> {
+    /// By GGUF's numbers.
+    const ALL: [Self; 13] = {
         use ValueType::{Array, Bool, F32, F64, I8, I16, I32, I64, String, U8, U16, U32, U64};
-        let all = [U8, I8, U16, I16, U32, I32, F32, Bool, String, Array, U64, I64, F64];
-        all.get(usize::try_from(id).ok()?).copied()
+        [U8, I8, U16, I16, U32, I32, F32, Bool, String, Array, U64, I64, F64]
+    };
+
+    fn from_id(id: u32) -> Option<Self> {
+        Self::ALL.get(usize::try_from(id).ok()?).copied()
+    }
+
+    fn id(self) -> u32 {
+        (0..).zip(Self::ALL).find(|(_, known)| *known == self).expect("every type has a number").0
     }
 
     /// Bytes of a value of fixed size.
@@ -225,6 +233,15 @@ impl GgufMetadata {
     /// Every key with its value, sorted by key.
     pub fn iter(&self) -> impl Iterator<Item = (&str, Value<'_>)> {
         self.entries.iter().map(|entry| (self.key(entry), self.value(entry)))
+    }
+
+    /// Every key with GGUF's number for its type and its encoding, in the order of the file: to copy them.
+    pub fn raw_entries(&self) -> impl Iterator<Item = (&str, u32, &[u8])> {
+        let mut entries: Vec<&Entry> = self.entries.iter().collect();
+        entries.sort_by_key(|entry| entry.key.start);
+        entries
+            .into_iter()
+            .map(|entry| (self.key(entry), entry.value_type.id(), &self.file.bytes()[entry.value.clone()]))
     }
 
     /// The value of `key`.

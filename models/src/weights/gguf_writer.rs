@@ -83,6 +83,12 @@ impl GgufHeader {
         put_text(&mut self.metadata, value);
     }
 
+    /// Adds a value as another file holds it: `value_type` is GGUF's number for its type, `bytes` its encoding.
+    pub fn put_raw(&mut self, key: &str, value_type: u32, bytes: &[u8]) {
+        self.key(key, value_type);
+        self.metadata.extend_from_slice(bytes);
+    }
+
     /// Adds a list of texts.
     pub fn put_strs(&mut self, key: &str, values: &[String]) {
         self.array(key, TYPE_STRING, values.len());
@@ -265,9 +271,9 @@ mod tests {
         assert_eq!(numbers, [Some(1), Some(-3)]);
         let matrix = read.tensor("matrix").unwrap();
         assert_eq!((matrix.shape.dims(), matrix.format), (&[3, 64][..], Some(Format::Q8_0)));
-        assert_eq!(read.file().bytes()[matrix.data.clone()], row.repeat(3));
+        assert_eq!(read.file_of(matrix).bytes()[matrix.data.clone()], row.repeat(3));
         let odd_tensor = read.tensor("odd").unwrap();
-        assert_eq!(read.file().bytes()[odd_tensor.data.clone()], odd);
+        assert_eq!(read.file_of(odd_tensor).bytes()[odd_tensor.data.clone()], odd);
     }
 
     #[test]

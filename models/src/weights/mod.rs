@@ -24,7 +24,7 @@ use crate::error::LoadError;
 /// The tensors of a model, whatever file they are in.
 #[derive(Debug)]
 pub enum Weights {
-    /// One GGUF file.
+    /// A GGUF file, in one part or split.
     Gguf(Gguf),
     /// A Hugging Face folder.
     Folder(Safetensors),
@@ -102,7 +102,7 @@ impl Weights {
     /// [`LoadError::Tensor`] when it is missing, [`LoadError::Unsupported`] when no kernel can read its type.
     pub fn tensor(&self, name: &str) -> Result<Tensor<'_>, LoadError> {
         let (shape, format, type_name, file, data) = match self {
-            Self::Gguf(gguf) => gguf.tensor(name).map(|t| (t.shape, t.format, t.type_name, gguf.file(), &t.data)),
+            Self::Gguf(gguf) => gguf.tensor(name).map(|t| (t.shape, t.format, t.type_name, gguf.file_of(t), &t.data)),
             Self::Folder(folder) => {
                 folder.tensor(name).map(|t| (t.shape, t.format, t.type_name, folder.file(t), &t.data))
             }

@@ -143,7 +143,7 @@ const TYPES: &[(&str, Option<Format>, u64)] = &[
     ("I8", None, 1),
     ("U8", None, 1),
     ("BOOL", None, 1),
-    ("F8_E4M3", None, 1),
+    ("F8_E4M3", Some(Format::F8_E4M3), 1),
     ("F8_E5M2", None, 1),
 ];
 
