@@ -192,6 +192,17 @@ fn own_models_give_the_reference_results() {
     }
 }
 
+/// GGUF files of the same weights.
+#[test]
+fn own_gguf_files_give_the_reference_results() {
+    let files: Vec<PathBuf> =
+        own_models().iter().map(|dir| dir.join("model.gguf")).filter(|path| path.exists()).collect();
+    assert_eq!(files.len(), 4, "{files:?}");
+    for path in files {
+        check(&path, &path.with_file_name("expected.json"), &options(Quantize::None), EXACT);
+    }
+}
+
 /// One model has rows that are no whole blocks, which fall back to a float layout.
 #[test]
 fn own_models_stay_near_when_quantized() {

@@ -4,12 +4,13 @@
 use tokenmill_kernels::isa::Isa;
 use tokenmill_kernels::matmul::{PackedMatrix, Part};
 use tokenmill_kernels::pool::Pool;
-use tokenmill_kernels::quant::QuantMatrix;
+use tokenmill_kernels::quant::{Format, QuantMatrix};
 
 use super::plan::{GatedPlan, LayerPlan, MatrixPlan, MlpPlan, WeightPlan};
 use super::weights::{GatedMlp, LayerWeights, MlpWeights, ModelWeights, Projection};
 use crate::error::LoadError;
 use crate::open::OpenModel;
+use crate::weights::float8::f8_matrix;
 use crate::weights::{Tensor, Weights};
 
 impl WeightPlan {
@@ -23,6 +24,14 @@ impl WeightPlan {
             output: self.output.map(|plan| packer.stack(&[plan])).transpose()?,
         })
     }
+}
+
+/// Where the values of a matrix come from.
+enum Source<'a> {
+    /// The file, in a format that kernels know.
+    Stored(Tensor<'a>),
+    /// 8-bit floats, as f32.
+    Widened(Vec<u8>),
 }
 
 struct Packer<'a> {
@@ -59,23 +68,36 @@ impl Packer<'_> {
         Ok(Projection { matrices, rows })
     }
 
+    fn source(&self, plan: &MatrixPlan) -> Result<Source<'_>, LoadError> {
+        if self.weights.is_f8(&plan.name) {
+            return f8_matrix(self.weights, &plan.name, plan.rows, plan.cols).map(Source::Widened);
+        }
+        let rows = plan.first_row..plan.first_row + plan.rows;
+        self.weights.rows(&plan.name, &plan.stored, rows).map(Source::Stored)
+    }
+
     fn stack(&self, plans: &[MatrixPlan]) -> Result<PackedMatrix, LoadError> {
         let layout = plans[0].layout;
-        let mut sources: Vec<(Tensor<'_>, Option<Vec<u32>>)> = Vec::with_capacity(plans.len());
+        let mut sources: Vec<(Source<'_>, Option<Vec<u32>>)> = Vec::with_capacity(plans.len());
         for plan in plans {
             let order = plan.paired_heads.map(|heads| unpaired_order(plan.rows, heads));
-            let rows = plan.first_row..plan.first_row + plan.rows;
-            sources.push((self.weights.rows(&plan.name, &plan.stored, rows)?, order));
+            sources.push((self.source(plan)?, order));
         }
         let mut parts = Vec::with_capacity(plans.len());
-        for (plan, (tensor, order)) in plans.iter().zip(&sources) {
-            let matrix = QuantMatrix::new(tensor.format, plan.rows, plan.cols, tensor.bytes())
+        for (plan, (source, order)) in plans.iter().zip(&sources) {
+            let (format, bytes) = match source {
+                Source::Stored(tensor) => (tensor.format, tensor.bytes()),
+                Source::Widened(bytes) => (Format::F32, &bytes[..]),
+            };
+            let matrix = QuantMatrix::new(format, plan.rows, plan.cols, bytes)
                 .map_err(|error| LoadError::tensor(&plan.name, error.to_string()))?;
             parts.push(Part { matrix, row_order: order.as_deref() });
         }
         let packed = PackedMatrix::pack(self.isa, self.pool, &parts, layout);
-        for (tensor, _) in &sources {
-            tensor.release();
+        for (source, _) in &sources {
+            if let Source::Stored(tensor) = source {
+                tensor.release();
+            }
         }
         let bias: Vec<f32> = plans.iter().filter_map(|plan| plan.bias.as_deref()).flatten().copied().collect();
         Ok(if bias.is_empty() { packed } else { packed.with_bias(bias) })

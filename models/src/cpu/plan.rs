@@ -333,8 +333,14 @@ impl<'a> Planner<'a> {
         role: Role,
     ) -> Result<MatrixPlan, LoadError> {
         let name = self.stored_name(stem, layer_idx);
-        let tensor = self.model.weights.matrix(&name, rows, cols)?;
-        let layout = layout_for(self.quantize, tensor.format, cols, role);
+        let weights = &self.model.weights;
+        let format = if weights.is_f8(&name) {
+            weights.f8_bytes(&name, rows, cols)?;
+            Format::F32
+        } else {
+            weights.matrix(&name, rows, cols)?.format
+        };
+        let layout = layout_for(self.quantize, format, cols, role);
         let paired_heads = match role {
             Role::Heads(heads) if self.model.pairs_rows() => Some(heads),
             _ => None,

@@ -3,6 +3,7 @@
 //! [`Weights`] is what the loader sees; `gguf` and `safetensors` read the two forms that models come in. Both check a
 //! file completely when it is opened, so a tensor that is handed out always lies inside its file.
 
+pub mod float8;
 pub mod gguf;
 pub mod gguf_metadata;
 pub mod gguf_writer;
@@ -20,6 +21,9 @@ use self::mmap::MappedFile;
 use self::safetensors::Safetensors;
 use self::shape::Shape;
 use crate::error::LoadError;
+
+/// What safetensors files call the 8-bit floats that are read here.
+const F8: &str = "F8_E4M3";
 
 /// The tensors of a model, whatever file they are in.
 #[derive(Debug)]
@@ -147,6 +151,40 @@ impl Weights {
         Ok(Tensor { shape, data, ..tensor })
     }
 
+    /// Whether the tensor called `name` holds 8-bit floats, which `float8` reads.
+    #[must_use]
+    pub fn is_f8(&self, name: &str) -> bool {
+        matches!(self, Self::Folder(folder) if folder.tensor(name).is_some_and(|tensor| tensor.type_name == F8))
+    }
+
+    /// The bytes of the matrix of 8-bit floats called `name`, `[rows, cols]`.
+    ///
+    /// # Errors
+    /// [`LoadError::Tensor`] when it is missing, of another type or of another shape.
+    pub fn f8_bytes(&self, name: &str, rows: usize, cols: usize) -> Result<&[u8], LoadError> {
+        let Self::Folder(folder) = self else { return Err(LoadError::tensor(name, "is not in a folder")) };
+        let tensor = folder.tensor(name).ok_or_else(|| LoadError::tensor(name, "is missing from the file"))?;
+        if tensor.type_name != F8 || tensor.shape.dims() != [rows as u64, cols as u64] {
+            let (found, shape) = (tensor.type_name, tensor.shape);
+            return Err(LoadError::tensor(name, format!("is {found} {shape}, expected {F8} [{rows}, {cols}]")));
+        }
+        Ok(&folder.file(tensor).bytes()[tensor.data.clone()])
+    }
+
+    /// All values of the tensor called `name`, row by row.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`].
+    pub fn values(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+        let tensor = self.tensor(name)?;
+        let len = tensor.shape.num_elements().expect("checked when the file was opened") as usize;
+        let row = QuantMatrix::new(tensor.format, 1, len, tensor.bytes())
+            .map_err(|error| LoadError::tensor(name, error.to_string()))?;
+        let mut values = vec![0.0; len];
+        row.dequantize_row(0, &mut values);
+        Ok(values)
+    }
+
     /// The vector called `name`, `[len]`, as f32.
     ///
     /// # Errors
@@ -156,11 +194,7 @@ impl Weights {
         if tensor.shape.dims() != [len as u64] {
             return Err(LoadError::tensor(name, format!("has shape {}, expected [{len}]", tensor.shape)));
         }
-        let row = QuantMatrix::new(tensor.format, 1, len, tensor.bytes())
-            .map_err(|error| LoadError::tensor(name, error.to_string()))?;
-        let mut values = vec![0.0; len];
-        row.dequantize_row(0, &mut values);
-        Ok(values)
+        self.values(name)
     }
 
     /// Every tensor, in order of name.
