@@ -103,7 +103,14 @@ fn logits(model: &mut LoadedModel) -> Vec<f32> {
     batch.tokens.extend((0..20).map(|idx| idx * 7 % 90));
     batch.positions.extend(0..20);
     batch.block_tables.push(BlockId(0));
-    batch.seqs.push(BatchSeq { id: SeqId(0), tokens: 0..20, blocks: 0..1, context_len: 20, num_logits: 1 });
+    batch.seqs.push(BatchSeq {
+        id: SeqId(0),
+        tokens: 0..20,
+        blocks: 0..1,
+        context_len: 20,
+        num_logits: 1,
+        is_long: false,
+    });
     model.runner.forward(&batch, &mut logits).unwrap();
     logits.row_mut(0).to_vec()
 }
