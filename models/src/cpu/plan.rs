@@ -277,7 +277,12 @@ impl<'a> Planner<'a> {
         let (names, has_bias) = (self.names, self.spec.biases.mlp);
         let (hidden, ffn) = (self.spec.hidden_dim, self.spec.ffn_dim);
         let matrix = |stem, shape| self.biased(stem, layer_idx, shape, Role::Layer, has_bias);
-        let gate_up = if self.is_in_one(names.gate, names.gate_up, layer_idx) {
+        // GGUF calls the matrix of both by the name of one: the rows tell that it is not merely that one, the other missing.
+        let is_only_up = || {
+            let shape = self.model.weights.shape(&self.stored_name(names.gate_up, layer_idx));
+            names.gate_up == names.up && shape.is_some_and(|shape| shape.dims().first() == Some(&(ffn as u64)))
+        };
+        let gate_up = if self.is_in_one(names.gate, names.gate_up, layer_idx) && !is_only_up() {
             vec![matrix(names.gate_up, (2 * ffn, hidden))?]
         } else {
             vec![matrix(names.gate, (ffn, hidden))?, matrix(names.up, (ffn, hidden))?]
