@@ -50,43 +50,63 @@ UNKNOWN_Q = (["(Tell me about|Explain|Describe|What is|What do you know about|Wh
 
 REPEAT = (["(Repeat|Repeat after me|Please repeat|Say|Echo|Please say|Repeat this|Write|Copy|Say exactly|Repeat exactly|Write exactly|Can you repeat|Copy this|Repeat the following|Type): {x}", "(Repeat|Say|Echo|Please repeat|Please say|Write|Copy) \"{x}\"", "(Repeat|Say|Echo|Please repeat|Say the word|Repeat the text) {x}", "(Repeat|Copy|Echo) this(| text| sentence| line):\n{x}", "!Repeat what follows: {x}", "!Please echo: {x}"],
           ["(重复|请重复|跟我说|请说|复述|说|请复述|重复一遍|写|照着写|抄写|跟我念)：{x}", "(重复|请说|说|请重复)“{x}”", "(重复|请重复)(下面的话|这句话|这个)：{x}", "!请你重复：{x}"])
-LAST = (["What did I (just|) say?", "(Repeat|Say) my (last|previous) message.", "What was my (last|previous) message?", "What did I (just|) (write|tell you)?", "What did I say (before|just now)?", "Repeat what I (just |)said.", "!What was the last thing I said?"],
-        ["我刚才说(了|)什么？", "重复(一下|)我(上一句|刚才说的)话。", "我(上一条|上一个)消息是什么？", "我刚刚(说|写)了什么？", "!我上一句说了什么？"])
-FIRST = (["(Repeat|Say) my first message.", "What was my first message?", "What did I say (first|at the beginning|at the start)?", "What was the first thing I (said|wrote)?", "What did I write first?", "!Tell me my first message."],
-         ["重复(一下|)我(的第一条消息|说的第一句话)。", "我的第一条消息是什么？", "我(最开始|一开始|最先)说了什么？", "!我第一句说的是什么？"])
-YOURS = (["What did you (just|) say?", "(Repeat|Say) (your|the) last (answer|message)(| again).", "(Say|Repeat) that again.", "Can you say that again?", "Once more, please.", "!Repeat your answer."], ["你刚才说(了|)什么？", "(请|)再说一遍。", "重复(一下|)你的(回答|上一句)。", "!你说了什么？"])
+LAST = (["What did I (just|) say?", "(Repeat|Say) my (last|previous) message.", "What was my (last|previous) message?", "What did I (just|) (write|tell you)?", "What did I say (before|just now)?", "Repeat what I (just |)said.", "The last (thing|words) I (wrote|told you)?", "What were my last words?", "What was it that I said last?", "!What was the last thing I said?"],
+        ["我刚才说(了|)什么？", "重复(一下|)我(上一句|刚才说的)话。", "我(上一条|上一个)消息是什么？", "我刚刚(说|写)了什么？", "我上一句(话|)是什么？", "我最后(一句|)说的是什么？", "!我上一句说了什么？"])
+FIRST = (["(Repeat|Say) my first message.", "What was my first message?", "What did I say (first|at the beginning|at the start)?", "What was the first thing I (said|wrote)?", "What did I write first?", "Tell me what I (said|wrote) first.", "My first (words|sentence)?", "Which message (did I send first|of mine was the first)?", "Tell me how I began.", "!Tell me my first message."],
+         ["重复(一下|)我(的第一条消息|说的第一句话)。", "我的第一条消息是什么？", "我(最开始|一开始|最先)说(了|的是)什么？", "我第一(条消息|句话)(是|说了)什么？", "我开头(说的|的话)是什么？", "我(说的|)第一句话呢？", "!我第一句说的是什么？"])
+YOURS = (["What did you (just|) say?", "(Repeat|Say) (your|the) last (answer|message)(| again).", "(Say|Repeat) that again.", "Can you say that again?", "Once more, please.", "(Give|Tell) me your (last |)answer again.", "What was your (last |)(answer|reply)?", "Repeat (what you said|that|the answer|your reply|yourself).", "Your answer again, please.", "!Repeat your answer."], ["你刚才说(了|)什么？", "(请|)再说一遍。", "重复(一下|)你的(回答|上一句|话)。", "你(刚刚|上一句|上次)说(的是|了)什么？", "把你的回答再说一遍。", "你(的回答|说的)是什么？", "!你说了什么？"])
+
+# Other ways to put a question: a pattern, and what it may become.
+WAYS_EN = [
+    (r"How (?:do|can) I (.+)\?", [r"How (can|do|could|should|must) I \1?", r"(I want to|I would like to|I need to) \1(.|, how?|. What do I do?)", r"(Tell me|Explain|Show me|Can you explain|I want to know) how (to|I) \1.", r"What (must|do|can) I do to \1?", r"Is there a way to \1?"]),
+    (r"(?:What|Which) (?!is |are |do |does |can |happens )(.+)\?", [r"(What|Which) \1?", r"(Tell me|I want to know) (what|which) \1.", r"(Please|Can you|Could you) tell me (what|which) \1?"]),
+    (r"What is (.+)\?", [r"(Explain|Describe) \1.", r"Can you (explain|describe|tell me about) \1?", r"What (does|do) \1 mean?", r"What's \1?", r"I do not know what \1 is."]),
+    (r"(?:What|Which) is the (.+)\?", [r"(Which|What) is the \1?", r"(Tell|Give) me the \1.", r"Which one is the \1?", r"The \1, please."]),
+    (r"Can (?:I|it|you) (.+)\?", [r"Is it possible to \1?", r"(Could|Can) (I|one|somebody) \1?", r"I (want|would like) to \1."]),
+    (r"(?:Does|Do) (?:Tokenmill|it|you) (.+)\?", [r"(Can|Does|Will) (Tokenmill|the server|it) \1?", r"Tell me if (Tokenmill|it) can \1."]),
+    (r"(?:Is|Are) (.+)\?", [r"Tell me if \1.", r"I want to know: is \1?"]),
+]
+WAYS_ZH = [
+    (r"(?:怎么|如何|怎样)(设置|修改|改|换|选择|限制|使用|启动|停止|监控|检查|读取|发送|打开|量化|运行|查看)(.+?)？", [r"\2(怎么|如何|怎样)\1？", r"(怎么|如何|怎样|怎么样)\1\2？", r"(我想|我要|想)\1\2。", r"(请|)告诉我(怎么|如何|怎样)\1\2。"]),
+    (r"(?:怎么|如何|怎样)(.+)？", [r"(怎么|如何|怎样)\1？", r"(我想|我要)\1。", r"(请|)告诉我(怎么|如何|怎样)\1。", r"(可以|能)\1吗？"]),
+    (r"(?:什么是 ?)(.+)？", [r"\1是什么(意思|)？", r"(解释|介绍)(一下|)\1。", r"\1(的意思是什么|指的是什么)？"]),
+    (r"(.+?) ?是什么？", [r"什么是\1？", r"\1是什么(意思|)？", r"(解释|介绍|说)(一下|)\1。", r"请问\1(是什么|)？"]),
+    (r"(?:哪个|什么)(.+)？", [r"(哪个|什么|哪一个)\1？", r"(请|)告诉我(哪个|什么)\1。"]),
+    (r"(.+)(?:哪个|什么)(.+)？", [r"\1(哪个|什么|哪种|哪些)\2？"]),
+    (r"(.+)(?:吗)？", [r"是不是\1？", r"(请问|我想知道)\1吗？"]),
+]
 
 # key: (list or maker, statements en, ack en, questions en, answer en, statements zh, ack zh, questions zh, answer zh)
 ATTRS = {
     "name": (["My name is {v}.", "I am {v}.", "(I'm|Call me|You can call me|Please call me) {v}.", "(Hi|Hello|Hey), (my name is|I am|I'm) {v}.", "I am called {v}.", "My name's {v}.", "Actually, my name is {v}.", "!The name is {v}."],
-             "Nice to meet you, {v}.", ["What is my name?", "What's my name?", "Who am I?", "Do you (know|remember) my name?", "(Tell me|Say) my name.", "What am I called?", "Can you remember my name?", "!How am I called?", "!Please tell me my name."], "Your name is {v}.",
-             ["我(叫|是){v}。", "我的名字(是|叫){v}。", "(你好，|嗨，)我(叫|是){v}。", "(你可以|请)叫我{v}。", "!我的名字：{v}。"], "很高兴认识你，{v}。", ["我叫什么(名字|)？", "我的名字(是什么|叫什么)？", "我是谁？", "你(知道|记得)我(叫什么|的名字)吗？", "!请说出我的名字。"], "你叫{v}。"),
+             "Nice to meet you, {v}.", ["What is my name?", "What's my name?", "Who am I?", "Do you (know|remember) my name?", "(Tell me|Say) my name.", "What am I called?", "Can you remember my name?", "How do (people|you) call me?", "Please (say|repeat) my name.", "My name is what?", "(Please tell me|Tell me) who I am.", "!How am I called?", "!Please tell me my name."], "Your name is {v}.",
+             ["我(叫|是){v}。", "我的名字(是|叫){v}。", "(你好，|嗨，)我(叫|是){v}。", "(你可以|请)叫我{v}。", "!我的名字：{v}。"], "很高兴认识你，{v}。", ["我叫什么(名字|)？", "我的名字(是什么|叫什么)？", "我是谁？", "你(知道|记得)我(叫什么|的名字)吗？", "(请|)说(一下|)我的名字。", "请说出我是谁。", "!请说出我的名字。"], "你叫{v}。"),
     "colour": (["My favou?rite colou?r is {v}.", "I (like|love) the colou?r {v}( best| most|).", "The colou?r I like best is {v}.", "!My best-loved colour is {v}."], "{v} is a nice colour. I will remember it.",
-               ["What is my favou?rite colou?r?", "(Which|What) colou?r do I (like|love)( best| most|)?", "Do you (know|remember) my favou?rite colou?r?", "!Tell me my favourite colour."], "Your favourite colour is {v}.",
-               ["我(最喜欢|喜欢)的颜色是{v}。", "我(最|)喜欢{v}这个颜色。", "!我最爱的颜色是{v}。"], "好的，我记住了：{v}。", ["我(最喜欢|喜欢)(什么颜色|的颜色是什么)？", "你记得我(最|)喜欢的颜色吗？", "!我最爱什么颜色？"], "你最喜欢的颜色是{v}。"),
+               ["What is my favou?rite colou?r?", "(Which|What) colou?r do I (like|love)( best| most|)?", "Do you (know|remember) my favou?rite colou?r?", "(Tell me|Say) (the colou?r I like best|which colou?r I like).", "My favou?rite colou?r is what?", "!Tell me my favourite colour."], "Your favourite colour is {v}.",
+               ["我(最喜欢|喜欢)的颜色是{v}。", "我(最|)喜欢{v}这个颜色。", "!我最爱的颜色是{v}。"], "好的，我记住了：{v}。", ["我(最喜欢|喜欢)(什么颜色|的颜色是什么)？", "你记得我(最|)喜欢的颜色吗？", "我(最爱|爱)的颜色是什么？", "我最喜欢哪个颜色？", "!我最爱什么颜色？"], "你最喜欢的颜色是{v}。"),
     "city": (["I live in {v}.", "I am from {v}.", "My (city|home|home town) is {v}.", "I come from {v}.", "!I am at home in {v}."], "{v} sounds nice. I will remember it.",
-             ["Where do I live?", "Where am I from?", "(Which|What) (city|town) (do I live in|am I from|is my home)?", "In (which|what) city do I live?", "What is my city?", "Do you (know|remember) where I live?", "!Where is my home?"], "You live in {v}.",
-             ["我住在{v}。", "我(来自|的家在|的城市是){v}。", "!我家在{v}。"], "{v}很好，我记住了。", ["我住在哪里？", "我住在(哪个|什么)城市？", "我(来自哪里|的家在哪里|的城市是哪个)？", "!我家在哪里？"], "你住在{v}。"),
+             ["Where do I live?", "Where am I from?", "(Which|What) (city|town) (do I live in|am I from|is my home)?", "In (which|what) city do I live?", "What is my city?", "Do you (know|remember) where I live?", "Where (is my city|am I at home)?", "(Tell me|Say) (where I live|my city).", "Which town is my home?", "My home is where?", "!Where is my home?"], "You live in {v}.",
+             ["我住在{v}。", "我(来自|的家在|的城市是){v}。", "!我家在{v}。"], "{v}很好，我记住了。", ["我住在哪里？", "我住在(哪个|什么)城市？", "我(来自哪里|的家在哪里|的城市是哪个)？", "我家在哪个城市？", "我的家在什么地方？", "!我家在哪里？"], "你住在{v}。"),
     "pet": (["I have a {k} (called|named) {v}.", "My {k} is (called|named) {v}.", "My {k}'s name is {v}.", "The name of my {k} is {v}.", "!I own a {k}, {v}."], "{v} is a lovely name for a {k}.",
-            ["What is my {k} called?", "What is the name of my {k}?", "What's my {k}'s name?", "Do you (know|remember) the name of my {k}?", "What is my {k}'s name?", "!How is my {k} called?"], "Your {k} is called {v}.",
-            ["我有一只{k}叫{v}。", "我的{k}(叫|名字是){v}。", "!我养了一只{k}，叫{v}。"], "{v}是个好名字。", ["我的{k}叫什么(名字|)？", "我的{k}的名字是什么？", "!我的{k}名叫什么？"], "你的{k}叫{v}。"),
+            ["What is my {k} called?", "What is the name of my {k}?", "What's my {k}'s name?", "Do you (know|remember) the name of my {k}?", "What is my {k}'s name?", "How do I call my {k}?", "How is (the|this) {k} called?", "(Tell me|Say) the name of my {k}.", "My {k} is called what?", "!How is my {k} called?"], "Your {k} is called {v}.",
+            ["我有一只{k}叫{v}。", "我的{k}(叫|名字是){v}。", "!我养了一只{k}，叫{v}。"], "{v}是个好名字。", ["我的{k}叫什么(名字|)？", "我的{k}的名字是什么？", "我的{k}名字叫什么？", "你记得我的{k}的名字吗？", "{k}名叫什么？", "!我的{k}名叫什么？"], "你的{k}叫{v}。"),
     "job": (["I (am|work as) a {v}.", "My job is {v}.", "I have a job as a {v}.", "!My profession is {v}."], "{v} is an interesting job.",
-            ["What is my job?", "What do I do( for a living|)?", "What do I work as?", "Do you (know|remember) my job?", "!What is my profession?"], "Your job is {v}.",
-            ["我(的工作|的职业)是{v}。", "我是一名{v}。", "!我做{v}的工作。"], "{v}是很有意思的工作。", ["我(的工作|的职业)是什么？", "我是做什么(工作|)的？", "!我从事什么工作？"], "你的工作是{v}。"),
+            ["What is my job?", "What do I do( for a living|)?", "What do I work as?", "Do you (know|remember) my (job|profession)?", "(Tell me|Say) my (job|profession).", "Which (job|profession) do I have?", "My profession is what?", "!What is my profession?"], "Your job is {v}.",
+            ["我(的工作|的职业)是{v}。", "我是一名{v}。", "!我做{v}的工作。"], "{v}是很有意思的工作。", ["我(的工作|的职业)是什么？", "我是做什么(工作|)的？", "我从事什么(职业|)？", "我做什么工作？", "你记得我的(工作|职业)吗？", "!我从事什么工作？"], "你的工作是{v}。"),
     "food": (["My favou?rite food is {v}.", "I (like|love) to eat {v}.", "The food I like best is {v}.", "!I like eating {v} most."], "{v} is tasty. I will remember it.",
-             ["What is my favou?rite food?", "What do I (like|love) to eat?", "(Which|What) food do I like( best|)?", "!What food is my favourite?"], "Your favourite food is {v}.",
-             ["我(最喜欢|喜欢)吃{v}。", "我最喜欢的食物是{v}。", "!我最爱吃{v}。"], "{v}很好吃，我记住了。", ["我(最|)喜欢吃什么？", "我最喜欢的食物是什么？", "!我最爱吃什么？"], "你最喜欢吃{v}。"),
+             ["What is my favou?rite food?", "What do I (like|love) to eat?", "(Which|What) food do I like( best|)?", "(Which|What) is my favou?rite (food|meal)?", "(Tell me|Say) my favou?rite food.", "Which of the foods is my favou?rite?", "!What food is my favourite?"], "Your favourite food is {v}.",
+             ["我(最喜欢|喜欢)吃{v}。", "我最喜欢的食物是{v}。", "!我最爱吃{v}。"], "{v}很好吃，我记住了。", ["我(最|)喜欢吃什么？", "我最喜欢的食物是什么？", "我爱吃什么？", "我最爱的食物是什么？", "!我最爱吃什么？"], "你最喜欢吃{v}。"),
     "hobby": (["My hobby is {v}.", "I (like|love|enjoy) {v}.", "In my free time I like {v}.", "!My favourite hobby is {v}."], "{v} is a nice hobby.",
-              ["What is my hobby?", "What do I (like|enjoy) (doing|in my free time)?", "Do you (know|remember) my hobby?", "!Which hobby do I have?"], "Your hobby is {v}.",
-              ["我的爱好是{v}。", "我(喜欢|爱){v}。", "!我平时的爱好是{v}。"], "{v}是个好爱好。", ["我的爱好是什么？", "我(喜欢|爱)做什么？", "!我有什么爱好？"], "你的爱好是{v}。"),
+              ["What is my hobby?", "What do I (like|enjoy) (doing|in my free time)?", "Do you (know|remember) my hobby?", "(Tell me|Say) my hobby.", "What hobby do I (have|like)?", "Which is my hobby?", "!Which hobby do I have?"], "Your hobby is {v}.",
+              ["我的爱好是{v}。", "我(喜欢|爱){v}。", "!我平时的爱好是{v}。"], "{v}是个好爱好。", ["我的爱好是什么？", "我(喜欢|爱)做什么？", "我有(哪个|哪些)爱好？", "你记得我的爱好吗？", "!我有什么爱好？"], "你的爱好是{v}。"),
     "number": (["My (lucky|favou?rite) number is {v}.", "My number is {v}.", "Remember the number {v}.", "The number is {v}.", "!Keep the number {v} in mind."], "I will remember the number {v}.",
-               ["What is my (lucky |favou?rite |)number?", "(Which|What) number did I (tell you|say|give you)?", "What (was|is) the number?", "Do you (know|remember) (my|the) number?", "!Tell me the number."], "The number is {v}.",
-               ["我的(幸运|)(数字|号码)是{v}。", "(请|)记住(数字|号码|){v}。", "!请你记住这个数字：{v}。"], "我记住了数字{v}。", ["我的(幸运|)(数字|号码)是(什么|多少)？", "数字是(什么|多少)？", "我让你记住的(数字|号码)是(什么|多少)？", "!我说的是哪个数字？"], "数字是{v}。"),
-    "age": (["I am {v} years old.", "My age is {v}.", "I (just |)turned {v}.", "!I am now aged {v}."], "{v} is a good age.", ["How old am I?", "What is my age?", "Do you (know|remember) (my age|how old I am)?", "!Say my age."], "You are {v} years old.",
-            ["我{v}岁(了|)。", "我今年{v}岁。", "!我已经{v}岁了。"], "{v}岁，我记住了。", ["我(今年|)(几岁|多大)(了|)？", "我的年龄是多少？", "!我有多少岁？"], "你{v}岁。"),
+               ["What is my (lucky |favou?rite |)number?", "(Which|What) number did I (tell you|say|give you)?", "What (was|is) the number?", "Do you (know|remember) (my|the) number?", "(Say|Repeat) (my|the) number.", "Tell me my (lucky |)number.", "!Tell me the number."], "The number is {v}.",
+               ["我的(幸运|)(数字|号码)是{v}。", "(请|)记住(数字|号码|){v}。", "!请你记住这个数字：{v}。"], "我记住了数字{v}。", ["我的(幸运|)(数字|号码)是(什么|多少)？", "数字是(什么|多少)？", "我让你记住的(数字|号码)是(什么|多少)？", "我说的(数字|号码)是(什么|多少)？", "是哪个(数字|号码)？", "!我说的是哪个数字？"], "数字是{v}。"),
+    "age": (["I am {v} years old.", "My age is {v}.", "I (just |)turned {v}.", "!I am now aged {v}."], "{v} is a good age.", ["How old am I?", "What is my age?", "Do you (know|remember) (my age|how old I am)?", "Tell me (my age|how old I am).", "Say how old I am.", "My age?", "!Say my age."], "You are {v} years old.",
+            ["我{v}岁(了|)。", "我今年{v}岁。", "!我已经{v}岁了。"], "{v}岁，我记住了。", ["我(今年|)(几岁|多大)(了|)？", "我的年龄是多少？", "我有几岁？", "我多少岁(了|)？", "你记得我的年龄吗？", "!我有多少岁？"], "你{v}岁。"),
     "code": (["The (password|code|secret|key) is {v}.", "The {k} is {v}.", "Remember(:| that) the {k} is {v}.", "My {k} is {v}.", "Please remember: the {k} is {v}.", "!Note that the {k} is {v}."], "I will remember that the {k} is {v}.",
-             ["What is (the|my) {k}?", "What was (the|my) {k}?", "(Tell me|Say|Give me) (the|my) {k}.", "Do you (know|remember) (the|my) {k}?", "What is the {k} again?", "!Please name the {k}."], "The {k} is {v}.",
-             ["{k}是{v}。", "(请|)记住，{k}是{v}。", "我的{k}是{v}。", "!要记住{k}是{v}。"], "我记住了，{k}是{v}。", ["{k}是什么？", "我的{k}是什么？", "(请|)告诉我{k}。", "你记得{k}吗？", "!请说出{k}。"], "{k}是{v}。"),
+             ["What is (the|my) {k}?", "What was (the|my) {k}?", "(Tell me|Say|Give me) (the|my) {k}.", "Do you (know|remember) (the|my) {k}?", "What is the {k} again?", "(Name|Repeat) (the|my) {k}.", "Please (tell me|say|repeat) (the|my) {k}.", "Please name my {k}.", "(The|My) {k}?", "!Please name the {k}."], "The {k} is {v}.",
+             ["{k}是{v}。", "(请|)记住，{k}是{v}。", "我的{k}是{v}。", "!要记住{k}是{v}。"], "我记住了，{k}是{v}。", ["{k}是什么？", "我的{k}是什么？", "(请|)告诉我{k}。", "你记得{k}吗？", "(请|)说(一下|)我的{k}。", "请说出我的{k}。", "{k}呢？", "!请说出{k}。"], "{k}是{v}。"),
 }
 NOT_TOLD = ("You have not told me that yet.", "你还没有告诉我。")
 CODE_KEYS = ("password|code|secret|code word|secret word|magic word|room number|team name|project name|meeting place|file name|ticket|address|server name|topic|title|book title|key word|order number|car|street|school|company|boss|brother|sister|best friend|teacher|favourite book|favourite animal|favourite song|plan|date".split("|"),
@@ -251,9 +271,22 @@ class Generator:
         must = {"hello": ("Hello", "你好"), "thanks": ("welcome", "不客气"), "bye": ("Goodbye", "再见"), "who": ("Tokenmill", "Tokenmill")}.get(k)
         self.turn(self.ask(TEMPLATES[k][self.zh]), ANSWERS[k][self.zh], "smalltalk", [must[self.zh]] if must else None)
 
+    def other_words(self, q, templates):
+        """The same question put another way, unless that is one of the questions held out."""
+        ways = [(way, out) for way, out in (WAYS_ZH if self.zh else WAYS_EN) if re.fullmatch(way, q)]
+        if not ways:
+            return q
+        way, outs = self.rng.choice(ways)
+        new = re.sub(way, self.expand(self.rng.choice(outs)), q)
+        plain = lambda text: re.sub(r"\W", "", text.lower())
+        held = {plain(t) for t in templates if t.startswith("!")}
+        return q if plain(new) in held else new
+
     def fact(self, f=None):
         f = f or self.rng.choice(FACTS)
         q = self.ask(f[3 if self.zh else 1])
+        if not self.held and self.rng.random() < 0.5:
+            q = self.other_words(q, f[3 if self.zh else 1])
         r = self.rng.random()
         if not self.held and r < 0.15:
             q = self.rng.choice(["请问，", "你好，", "问题：", "我想知道，"] if self.zh else ["Hi! ", "Question: ", "Hello, ", "I have a question. ", "About Tokenmill: ", "Tell me: "]) + q
@@ -601,7 +634,7 @@ class Generator:
         self.turn(q, ("" if self.zh else " ").join(by[i][4 if self.zh else 2] for i in ids), "about", ["Rust", "64", "SIGTERM"])
 
     # -- conversations -------------------------------------------------------
-    SKILLS = {"smalltalk": 7, "fact": 22, "unknown": 5, "world": 3, "repeat": 24, "repeat_last": 9, "repeat_first": 7, "repeat_own": 3, "noise": 2, "tell": 11, "tell_two": 4, "recall": 18, "lookup": 6, "arithmetic": 6, "count": 3, "lists": 4, "sort": 3, "select": 3, "json": 6, "story": 1, "about": 0.3}
+    SKILLS = {"smalltalk": 7, "fact": 22, "unknown": 5, "world": 3, "repeat": 24, "repeat_last": 9, "repeat_first": 9, "repeat_own": 6, "noise": 2, "tell": 11, "tell_two": 4, "recall": 18, "lookup": 6, "arithmetic": 6, "count": 3, "lists": 4, "sort": 3, "select": 3, "json": 6, "story": 1, "about": 0.3}
 
     def filler(self, n):
         held, self.held = self.held, False

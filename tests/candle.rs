@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 #[path = "../models/tests/common/drive.rs"]
+#[expect(dead_code, reason = "a part of it is enough here")]
 mod drive;
 
 use std::collections::HashMap;
