@@ -5,6 +5,7 @@ use crate::auth::ApiKeys;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::serving::registry::Registry;
+use crate::sessions::Sessions;
 use crate::sse::SseOptions;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +22,8 @@ pub struct App {
     pub config: Config,
     /// The models that are served.
     pub models: Registry,
+    /// Conversations that are remembered.
+    pub sessions: Sessions,
     /// What `/metrics` shows.
     pub metrics: Metrics,
     /// Who may ask.
@@ -48,6 +51,7 @@ impl App {
         let budget = usize::try_from(config.server.max_body_total.get() >> 10).unwrap_or(usize::MAX);
         Arc::new(Self {
             body_budget: Arc::new(Semaphore::new(budget.min(Semaphore::MAX_PERMITS))),
+            sessions: Sessions::new(&config),
             config,
             models: Registry::default(),
             metrics: Metrics::new(),

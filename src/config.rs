@@ -5,10 +5,12 @@
 
 mod hub;
 pub mod machine;
+mod sessions;
 mod source;
 mod units;
 
 pub use hub::{HubConfig, HubSettings};
+pub use sessions::{OnFailure, SessionsConfig};
 pub use source::{ConfigError, Overrides};
 pub use units::{Auto, ByteSize, Span};
 
@@ -59,6 +61,8 @@ pub struct Config {
     pub engine: EngineConfig,
     /// What one request, and all together, may ask for.
     pub limits: LimitsConfig,
+    /// What is remembered of conversations.
+    pub sessions: SessionsConfig,
     /// The log.
     pub log: LogConfig,
 }
@@ -299,6 +303,7 @@ impl Config {
                 ),
             ));
         }
+        self.sessions.validate()?;
         let limits = &self.limits;
         in_range("limits.max_queue", u64::from(limits.max_queue), 1, 1 << 20)?;
         at_least("limits.max_queue_tokens", limits.max_queue_tokens, 1)?;

@@ -36,6 +36,8 @@ pub enum ErrorKind {
     UnknownUrl,
     /// No such model.
     ModelNotFound,
+    /// No such session, or another tenant's.
+    SessionNotFound,
     /// The route exists, the method does not.
     MethodNotAllowed,
     /// The body did not arrive in time.
@@ -58,6 +60,8 @@ pub enum ErrorKind {
     ShuttingDown,
     /// The engine has died.
     Unavailable,
+    /// Sessions cannot be read or stored.
+    SessionStoreUnavailable,
     /// The request waited longer than its deadline.
     DeadlineExceeded,
 }
@@ -102,6 +106,7 @@ pub const ERRORS: &[ErrorRow] = &[
     row(ErrorKind::Permission, 403, "permission_error", "permission_denied"),
     row(ErrorKind::UnknownUrl, 404, INVALID, "unknown_url"),
     row(ErrorKind::ModelNotFound, 404, INVALID, "model_not_found"),
+    row(ErrorKind::SessionNotFound, 404, INVALID, "session_not_found"),
     row(ErrorKind::MethodNotAllowed, 405, INVALID, "method_not_allowed"),
     row(ErrorKind::RequestTimeout, 408, INVALID, "request_timeout"),
     row(ErrorKind::RequestTooLarge, 413, INVALID, "request_too_large"),
@@ -113,6 +118,7 @@ pub const ERRORS: &[ErrorRow] = &[
     retry(row(ErrorKind::Loading, 503, UNAVAILABLE, "model_loading"), 2),
     retry(row(ErrorKind::ShuttingDown, 503, UNAVAILABLE, "server_shutting_down"), 5),
     retry(row(ErrorKind::Unavailable, 503, UNAVAILABLE, "engine_unavailable"), 10),
+    retry(row(ErrorKind::SessionStoreUnavailable, 503, UNAVAILABLE, "session_store_unavailable"), 1),
     retry(row(ErrorKind::DeadlineExceeded, 504, UNAVAILABLE, "deadline_exceeded"), 1),
 ];
 
@@ -233,6 +239,25 @@ impl ApiError {
             format!("the model '{}' does not exist; GET /v1/models lists those that do", shorten(name)),
         )
         .with_param("model")
+    }
+
+    /// No session of this tenant has that id.
+    pub fn session_not_found() -> Self {
+        Self::new(
+            ErrorKind::SessionNotFound,
+            "there is no such session: it has expired, was deleted, or never was; leave 'session_id' out to begin one",
+        )
+        .with_param("session_id")
+    }
+
+    /// Sessions cannot be read or stored; `cause` goes to the log.
+    pub fn session_store_unavailable(cause: impl fmt::Display) -> Self {
+        let mut error = Self::new(
+            ErrorKind::SessionStoreUnavailable,
+            "sessions cannot be stored at the moment; try again later, or send 'store': false",
+        );
+        error.0.cause = Some(cause.to_string());
+        error
     }
 
     /// The method is not one of `allow` (comma-separated).

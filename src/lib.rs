@@ -26,6 +26,7 @@ pub mod quantize;
 pub mod router;
 pub mod server;
 pub mod serving;
+pub mod sessions;
 pub mod sse;
 pub mod startup;
 pub mod stream;

@@ -81,6 +81,7 @@ async fn run(app: Arc<App>) -> Result<(), StartError> {
     let addr = listener.local_addr().map_err(|source| StartError::System { what: "the address", source })?;
     let mut signals = Signals::new().map_err(|source| StartError::System { what: "signal handlers", source })?;
     warn_if_open(&app, addr);
+    app.sessions.store.start();
     tracing::info!(address = %format!("http://{addr}"), keys = app.keys.len(), "listening");
     let load = spawn_blocking({
         let app = app.clone();

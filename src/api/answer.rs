@@ -47,6 +47,15 @@ pub(super) async fn answer<S: Shape>(app: Arc<App>, request: Request) -> Result<
         tokio::spawn(pump::<S>(generation, sender));
         return Ok(response);
     }
+    let choices = collect(&mut generation).await?;
+    Ok(S::whole(&generation, choices))
+}
+
+/// Waits for the end of a generation: one delta per choice.
+///
+/// # Errors
+/// What ended it before.
+pub(super) async fn collect(generation: &mut Generation) -> Result<Vec<Delta>, ApiError> {
     let mut choices = vec![Delta::default(); generation.num_choices()];
     while let Some(update) = generation.next().await {
         let Update { choice, delta, .. } = update?;
@@ -54,43 +63,53 @@ pub(super) async fn answer<S: Shape>(app: Arc<App>, request: Request) -> Result<
             choices[choice as usize].append(delta);
         }
     }
-    Ok(S::whole(&generation, choices))
+    Ok(choices)
 }
 
 /// Feeds a stream until its end or until nobody reads it; dropping the generation stops it.
-async fn pump<S: Shape>(mut generation: Generation, mut sender: SseSender) {
-    loop {
-        let mut update = tokio::select! {
-            update = generation.next() => update,
-            () = sender.closed() => return,
-        };
-        if update.is_none() {
-            break;
-        }
-        // Everything that a step has brought leaves in one frame.
-        while let Some(ready) = update {
-            match ready {
-                Ok(ready) => S::push_update(&generation, ready, &mut sender),
-                Err(error) => {
-                    report(&generation, &error);
-                    // A client that has left needs no error.
-                    let _left = sender.fail(&error).await;
-                    return;
-                }
-            }
-            update = generation.try_next();
-        }
-        if sender.flush().await.is_err() {
-            return;
-        }
-    }
+async fn pump<S: Shape>(mut generation: Generation, sender: SseSender) {
+    let Some(mut sender) = feed(&mut generation, sender, S::push_update).await else { return };
     if generation.params.stream.as_ref().is_some_and(|stream| stream.include_usage) {
         S::push_usage(&generation, &mut sender);
     }
     let _left = sender.done().await;
 }
 
-fn report(generation: &Generation, error: &ApiError) {
+/// Feeds a stream until the generation's end and gives it back open; `None` if it is over: nobody reads it, or an error has
+/// ended it.
+pub(super) async fn feed(
+    generation: &mut Generation,
+    mut sender: SseSender,
+    mut push_update: impl FnMut(&Generation, Update, &mut SseSender),
+) -> Option<SseSender> {
+    loop {
+        let mut update = tokio::select! {
+            update = generation.next() => update,
+            () = sender.closed() => return None,
+        };
+        if update.is_none() {
+            return Some(sender);
+        }
+        // Everything that a step has brought leaves in one frame.
+        while let Some(ready) = update {
+            match ready {
+                Ok(ready) => push_update(generation, ready, &mut sender),
+                Err(error) => {
+                    report(generation, &error);
+                    // A client that has left needs no error.
+                    let _left = sender.fail(&error).await;
+                    return None;
+                }
+            }
+            update = generation.try_next();
+        }
+        if sender.flush().await.is_err() {
+            return None;
+        }
+    }
+}
+
+pub(super) fn report(generation: &Generation, error: &ApiError) {
     if error.status().is_server_error() {
         tracing::error!(id = generation.id, code = error.kind().row().code, cause = error.cause(), "a stream failed");
     }

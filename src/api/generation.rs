@@ -40,6 +40,8 @@ pub(super) struct PromptState {
     pub(super) logprobs: Vec<TokenLogprobs>,
     num_tokens: u32,
     num_cached_tokens: u32,
+    /// Oldest turns of the conversation that did not fit.
+    pub(super) num_dropped_turns: u32,
 }
 
 struct ChoiceState {
@@ -94,9 +96,9 @@ impl Generation {
         let num_prompts = plan::num_prompts(&params);
         // Before any work is spent on the request: when the queue is full, saying so must stay cheap.
         let permits = handle.admit(num_prompts * params.n)?;
-        let encoded = plan::encode(&mut params, &handle).await?;
-
         let default_max_tokens = app.config.limits.default_max_tokens;
+        let encoded = plan::encode(&mut params, &handle, default_max_tokens).await?;
+
         let keeps_ids = params.output.token_ids || sampling.num_prompt_logprobs.is_some();
         let mut prompts = Vec::with_capacity(encoded.len());
         let mut states = Vec::with_capacity(encoded.len());
@@ -108,6 +110,7 @@ impl Generation {
                 logprobs: Vec::new(),
                 num_tokens: u32::try_from(tokens.ids.len()).unwrap_or(u32::MAX),
                 num_cached_tokens: 0,
+                num_dropped_turns: prompt.num_dropped_turns,
             });
             prompts.push(tokens);
         }

@@ -4,6 +4,8 @@
 mod answer;
 pub mod chat;
 pub mod completions;
+mod conversation;
+pub mod dialogue;
 mod generation;
 pub mod health;
 mod logprobs;
@@ -11,6 +13,7 @@ pub mod metrics;
 pub mod models;
 pub mod parameters;
 mod plan;
+pub mod sessions;
 pub mod tokenize;
 pub mod types;
 pub mod version;
@@ -104,6 +107,34 @@ pub const ROUTES: &[Route] = &[
         scope: Scope::Inference,
         handler: |app, request| Box::pin(completions::create(app, request)),
         summary: "continues texts or token ids, whole or streamed",
+    },
+    Route {
+        method: Method::POST,
+        path: "/chat",
+        scope: Scope::Inference,
+        handler: |app, request| Box::pin(dialogue::create(app, request)),
+        summary: "answers one message of a conversation that the server remembers, whole or streamed",
+    },
+    Route {
+        method: Method::GET,
+        path: "/sessions",
+        scope: Scope::Info,
+        handler: |app, request| Box::pin(sessions::list(app, request)),
+        summary: "the caller's sessions",
+    },
+    Route {
+        method: Method::GET,
+        path: "/sessions/{id}",
+        scope: Scope::Info,
+        handler: |app, request| Box::pin(sessions::get(app, request)),
+        summary: "one session: its messages, when it expires",
+    },
+    Route {
+        method: Method::DELETE,
+        path: "/sessions/{id}",
+        scope: Scope::Info,
+        handler: |app, request| Box::pin(sessions::delete(app, request)),
+        summary: "forgets a session",
     },
     Route {
         method: Method::POST,

@@ -30,6 +30,8 @@ pub(super) struct Encoded {
     /// For echoing.
     pub(super) text: String,
     pub(super) ids: Vec<TokenId>,
+    /// Oldest turns of the conversation that did not fit.
+    pub(super) num_dropped_turns: u32,
 }
 
 /// Checks what needs no text: choices, prompts and token ids against the model and the settings.
@@ -81,18 +83,26 @@ fn check_ids(param: &str, mut ids: impl Iterator<Item = TokenId>, vocab_size: u3
 /// Prompts that the request has.
 pub(super) fn num_prompts(params: &Parameters) -> u32 {
     match &params.input {
-        Input::Messages(_) => 1,
+        Input::Messages(_) | Input::Conversation(_) => 1,
         Input::Prompts(prompts) => u32::try_from(prompts.len()).unwrap_or(u32::MAX),
     }
 }
 
 /// Encodes the input; takes it out of `params`.
-pub(super) async fn encode(params: &mut Parameters, handle: &Arc<ModelHandle>) -> Result<Vec<Encoded>, ApiError> {
+pub(super) async fn encode(
+    params: &mut Parameters,
+    handle: &Arc<ModelHandle>,
+    default_max_tokens: Auto<u32>,
+) -> Result<Vec<Encoded>, ApiError> {
     match std::mem::replace(&mut params.input, Input::Prompts(Vec::new())) {
         Input::Messages(messages) => {
             let input = template_input(&params.template, handle, messages)?;
             let encoded = run_text_task(handle, move |handle| encode_messages(handle, &input)).await?;
             Ok(vec![encoded])
+        }
+        Input::Conversation(conversation) => {
+            let room_for_output = params.stop.max_tokens().or(default_max_tokens.value());
+            Ok(vec![conversation.encode(&params.template, handle, room_for_output).await?])
         }
         Input::Prompts(prompts) => encode_prompts(prompts, handle, params.add_special_tokens, params.output.echo).await,
     }
@@ -155,7 +165,7 @@ pub(super) fn encode_messages(handle: &ModelHandle, input: &TemplateInput) -> Re
     let template =
         handle.template().ok_or_else(|| ApiError::invalid("messages", TemplateError::Missing.to_string()))?;
     match encode_chat(handle.tokenizer(), template, input) {
-        Ok(encoded) => Ok(Encoded { text: encoded.text, ids: encoded.ids }),
+        Ok(encoded) => Ok(Encoded { text: encoded.text, ids: encoded.ids, num_dropped_turns: 0 }),
         Err(PromptError::Template(error)) => Err(ApiError::invalid("messages", error.to_string())),
         Err(PromptError::Tokenizer(error)) => Err(ApiError::server(error)),
     }
@@ -175,11 +185,11 @@ async fn encode_prompts(
         let encode_one = |prompt| match prompt {
             Prompt::Text(text) => {
                 let ids = tokenizer.encode(&text, Special::Parse, add_special_tokens).map_err(ApiError::server)?;
-                Ok(Encoded { text, ids })
+                Ok(Encoded { text, ids, num_dropped_turns: 0 })
             }
             Prompt::Tokens(ids) => {
                 let text = if with_text { tokenizer.decode(&ids, false) } else { String::new() };
-                Ok(Encoded { text, ids })
+                Ok(Encoded { text, ids, num_dropped_turns: 0 })
             }
         };
         prompts.into_iter().map(encode_one).collect()

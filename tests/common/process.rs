@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
 
 /// The binary under test.
@@ -17,7 +18,7 @@ pub fn tokenmill(arguments: &[&str]) -> Command {
 
 /// A running server; killed when dropped.
 pub struct Running {
-    _data: tempfile::TempDir,
+    _data: Option<tempfile::TempDir>,
     pub child: Child,
     pub address: String,
     pub log: BufReader<ChildStderr>,
@@ -27,10 +28,17 @@ impl Running {
     /// Waits until the server says where it listens; the model may still be loading.
     pub fn start(arguments: &[&str]) -> Self {
         let data = tempfile::tempdir().unwrap();
+        let mut running = Self::start_in(data.path(), arguments);
+        running._data = Some(data);
+        running
+    }
+
+    /// The same with a data folder of the test's, for servers that follow each other.
+    pub fn start_in(data: &Path, arguments: &[&str]) -> Self {
         let mut command = tokenmill(&[&["serve", "--port", "0", "--log-format", "json"], arguments].concat());
-        let mut child = command.arg("--data-dir").arg(data.path()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command.arg("--data-dir").arg(data).stderr(Stdio::piped()).spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
-        let mut running = Self { _data: data, child, address: String::new(), log };
+        let mut running = Self { _data: None, child, address: String::new(), log };
         let mut line = String::new();
         while running.address.is_empty() {
             line.clear();
@@ -45,11 +53,16 @@ impl Running {
 
     /// Waits until the model answers.
     pub fn start_ready(arguments: &[&str]) -> Self {
-        let mut running = Self::start(arguments);
+        Self::start(arguments).ready()
+    }
+
+    /// Waits until the model answers.
+    pub fn ready(mut self) -> Self {
+        let running = &mut self;
         while !running.get("/readyz").starts_with("HTTP/1.1 200") {
             assert!(running.child.try_wait().unwrap().is_none(), "the server ended while it loaded");
         }
-        running
+        self
     }
 
     pub fn signal(&self, name: &str) {

@@ -15,6 +15,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use self::field::Field;
+use super::conversation::Conversation;
 use crate::{body, error::ApiError};
 
 pub(super) use self::messages::read_messages;
@@ -39,6 +40,8 @@ pub enum Input {
     Messages(Vec<Value>),
     /// One or more texts or lists of token ids.
     Prompts(Vec<Prompt>),
+    /// Turns of which the oldest may be left out.
+    Conversation(Conversation),
 }
 
 /// How the chat template is rendered.
@@ -217,8 +220,16 @@ impl Parameters {
         let Value::Object(fields) = value else {
             return Err(ApiError::invalid_json("the request body must be a JSON object"));
         };
+        Self::from_fields(endpoint, &fields)
+    }
+
+    /// The same for a body that has been parsed.
+    ///
+    /// # Errors
+    /// As [`Parameters::from_body`].
+    pub(super) fn from_fields(endpoint: Endpoint, fields: &Map<String, Value>) -> Result<Self, ApiError> {
         let mut draft = Draft::default();
-        for (name, value) in &fields {
+        for (name, value) in fields {
             if value.is_null() {
                 continue;
             }

@@ -2,5 +2,6 @@
 
 pub mod chat;
 pub mod completion;
+pub mod dialogue;
 pub mod tokenize;
 pub mod usage;
