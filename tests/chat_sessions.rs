@@ -1,6 +1,7 @@
 //! `/chat` and `/sessions` of the real binary with the demo model, over the embedded store and over a real Redis.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+#![expect(clippy::print_stderr, reason = "says why a test is skipped")]
 
 #[path = "common/process.rs"]
 mod process;
@@ -319,7 +320,7 @@ fn a_redis_that_is_killed_or_hangs_is_told_and_comes_back() {
     let back = || {
         until("sessions are stored again", || {
             chat(&server, &turn).status == 200 && said(&lenient, &turn)["saved"] == true
-        })
+        });
     };
 
     redis.signal("STOP");

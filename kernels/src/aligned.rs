@@ -103,8 +103,10 @@ mod large {
         let before = start.cast::<u8>().align_offset(HUGE_PAGE_BYTES);
         let aligned = start.wrapping_byte_add(before);
         // A hint; without it the pages are small and everything else is the same.
-        // SAFETY: the range lies in the new mapping; its contents do not change.
-        unsafe { libc::madvise(aligned, size, libc::MADV_HUGEPAGE) };
+        if !cfg!(miri) {
+            // SAFETY: the range lies in the new mapping; its contents do not change.
+            unsafe { libc::madvise(aligned, size, libc::MADV_HUGEPAGE) };
+        }
         for (edge, edge_bytes) in [(start, before), (aligned.wrapping_byte_add(size), HUGE_PAGE_BYTES - before)] {
             if edge_bytes > 0 {
                 // SAFETY: whole pages at an edge of the new mapping, which nobody has a pointer into.

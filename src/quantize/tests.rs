@@ -211,7 +211,7 @@ fn nothing_is_overwritten_or_left_in_pieces() {
 
     // A NaN in the middle of the data: the last tensor of the file is large enough to hold it.
     let mut bytes = std::fs::read(golden.path().join("model.safetensors")).unwrap();
-    let middle = bytes.len() / 2 & !1;
+    let middle = (bytes.len() / 2) & !1;
     bytes[middle..middle + 2].copy_from_slice(&[0xff, 0x7f]);
     std::fs::write(golden.path().join("model.safetensors"), bytes).unwrap();
     let failed = fail(&options(golden.path(), &dir.path().join("nan.gguf"), Target::Q8_0));
