@@ -115,7 +115,7 @@ macro_rules! tile {
 
 /// A kernel for one kind of unit: a tile function for each number of rows, and the loop over n-blocks and tiles.
 macro_rules! kernel {
-    ($name:ident, $tiles:ident, $unit:ty, $add:ident, $weights:path, $init:ident) => {
+    ($name:ident, $tiles:ident, $unit:ty, $add:ident, $weights:path, $init:ident, $few:ident) => {
         mod $tiles {
             use super::*;
 
@@ -136,13 +136,14 @@ macro_rules! kernel {
             tile!(rows12, $unit, $add, $weights, $init;
                 12: a = 0, b = 1, c = 2, d = 3, e = 4, f = 5, g = 6, h = 7, i = 8, j = 9, k = 10, l = 11);
 
-            /// Up to three rows wait for memory, so their weights are fetched to L1. Such a tile is the only one.
+            /// Up to three rows wait for memory, so their weights are fetched to L1 in one way or the other. Such a tile is the
+            /// only one.
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
             pub(super) fn few_rows(num_rows: usize, units: &[$unit], x: &[Int8Unit], sums: &mut Sums) {
                 match num_rows {
-                    1 => rows1::<{ ahead::FEW_ROWS }>(units, x, sums),
-                    2 => rows2::<{ ahead::FEW_ROWS }>(units, x, sums),
-                    3 => rows3::<{ ahead::FEW_ROWS }>(units, x, sums),
+                    1 => rows1::<{ ahead::$few }>(units, x, sums),
+                    2 => rows2::<{ ahead::$few }>(units, x, sums),
+                    3 => rows3::<{ ahead::$few }>(units, x, sums),
                     _ => unreachable!("{num_rows} rows are many"),
                 }
             }
@@ -191,13 +192,13 @@ macro_rules! kernel {
     };
 }
 
-kernel!(q8, q8_tiles, Q8Unit, add_blocks, q8_weights, q8_init);
-kernel!(q4, q4_tiles, Q4Unit, add_blocks, q4_weights, q4_init);
-kernel!(q5, q5_tiles, Q5Unit, add_blocks, q5_weights, q5_init);
-kernel!(iq4, iq4_tiles, Iq4Unit, add_blocks, iq4_weights, q8_init);
-kernel!(q4_k, q4_k_tiles, Q4KUnit, add_min_blocks, nibbles, sums);
-kernel!(q5_k, q5_k_tiles, Q5KUnit, add_min_blocks, q5_k_weights, sums);
-kernel!(q6_k, q6_k_tiles, Q6KUnit, add_sixteenths, q6_k_weights, q6_init);
+kernel!(q8, q8_tiles, Q8Unit, add_blocks, q8_weights, q8_init, FEW_ROWS);
+kernel!(q4, q4_tiles, Q4Unit, add_blocks, q4_weights, q4_init, FEW_ROWS);
+kernel!(q5, q5_tiles, Q5Unit, add_blocks, q5_weights, q5_init, FEW_ROWS_TWICE);
+kernel!(iq4, iq4_tiles, Iq4Unit, add_blocks, iq4_weights, q8_init, FEW_ROWS);
+kernel!(q4_k, q4_k_tiles, Q4KUnit, add_min_blocks, nibbles, sums, FEW_ROWS_TWICE);
+kernel!(q5_k, q5_k_tiles, Q5KUnit, add_min_blocks, q5_k_weights, sums, FEW_ROWS_TWICE);
+kernel!(q6_k, q6_k_tiles, Q6KUnit, add_sixteenths, q6_k_weights, q6_init, FEW_ROWS_TWICE);
 
 /// The weights of a block with 128 added; register `j` holds columns `4 * j ..`.
 #[inline]
