@@ -262,12 +262,12 @@ for tensor in reader.tensors:
     print(tensor.name, tensor.tensor_type.name, *(int(n) for n in reversed(tensor.shape)), '|',
           *(float(x).hex() for x in values[-40:]))
 ";
-    let python = std::env::var("TOKENMILL_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    let has_package = Command::new(&python).args(["-c", "import gguf"]).output().is_ok_and(|out| out.status.success());
+    let python = concat!(env!("CARGO_MANIFEST_DIR"), "/target/sdk/venv/bin/python");
+    let has_package = Command::new(python).args(["-c", "import gguf"]).output().is_ok_and(|out| out.status.success());
     if !has_package {
         #[expect(clippy::print_stderr, reason = "says why a test is skipped")]
         {
-            eprintln!("skipped: {python} has no package gguf; TOKENMILL_TEST_PYTHON names another Python");
+            eprintln!("skipped: {python} has no package gguf; tests/sdk/install installs it");
         }
         return;
     }
@@ -280,7 +280,7 @@ for tensor in reader.tensors:
     {
         let path = dir.path().join("out.gguf");
         quantize(&QuantizeOptions { force: true, ..options(source, &path, target) }, &mut |_| {}).unwrap();
-        let out = Command::new(&python).args(["-c", SCRIPT]).arg(&path).output().unwrap();
+        let out = Command::new(python).args(["-c", SCRIPT]).arg(&path).output().unwrap();
         let (text, errors) = (String::from_utf8(out.stdout).unwrap(), String::from_utf8_lossy(&out.stderr));
         assert!(out.status.success(), "{errors}");
         let gguf = Gguf::open(&path).unwrap();

@@ -209,8 +209,9 @@ mod tests {
 
     #[test]
     fn ids_are_128_random_bits() {
-        let ids: std::collections::HashSet<_> = (0..1000).map(|_| SessionId::random().unwrap()).collect();
-        assert_eq!(ids.len(), 1000);
+        let ids: Vec<_> = (0..1000).map(|_| SessionId::random().unwrap()).collect();
+        let distinct: std::collections::HashSet<_> = ids.iter().map(SessionId::as_str).collect();
+        assert_eq!(distinct.len(), ids.len());
         for id in &ids {
             assert_eq!(SessionId::parse(id.as_str()).as_ref(), Some(id));
             assert!(!format!("{id:?}").contains(id.as_str()));
